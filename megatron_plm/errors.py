@@ -1,0 +1,29 @@
+"""The one error type that users see, and the one place that prints it."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+USER_ERROR_EXIT_CODE = 2
+
+
+class UserError(Exception):
+    """Something the user can mend: one sentence naming the place, what was expected and the way out."""
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'X'?` for the known word nearest to `word`, or the empty string."""
+    nearest = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run a command's `main(argv)` and return the exit code: a UserError is printed as one line, without traceback."""
+    try:
+        return command(sys.argv[1:] if argv is None else argv) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR_EXIT_CODE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,21 @@
+"""Builds the CPU extension `megatron_plm.data._native`; everything else is declared in pyproject.toml.
+
+The CUDA kernels are never built here: a CPU-only torch cannot load them (see docs/architecture.md).
+"""
+
+from pybind11.setup_helpers import Pybind11Extension, build_ext
+from setuptools import setup
+
+setup(
+    ext_modules=[
+        Pybind11Extension(
+            "megatron_plm.data._native",
+            sources=["csrc/data/module.cpp", "csrc/data/fasta_block.cpp", "csrc/data/fasta_stream.cpp"],
+            include_dirs=["csrc/data"],
+            depends=["csrc/data/fasta_block.h", "csrc/data/fasta_stream.h"],
+            cxx_std=17,
+            extra_compile_args=["-O3", "-Wall", "-Wextra"],
+        )
+    ],
+    cmdclass={"build_ext": build_ext},
+)
