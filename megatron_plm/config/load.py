@@ -1,0 +1,147 @@
+"""From defaults, preset, TOML file and command line to one frozen Config, and back to TOML."""
+
+import argparse
+import json
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from megatron_plm.config.options import GROUPS, Config, OptionField, option_fields
+from megatron_plm.config.presets import PRESETS, preset_options
+from megatron_plm.errors import UserError, suggestion
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its errors as UserErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}; --help lists the flags")
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """The parser of a training command: every option is a flag, absent unless typed."""
+    parser = _Parser(prog=prog, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config", metavar="FILE", help="TOML file of options")
+    parser.add_argument("--preset", metavar="NAME", help=f"model shape: {', '.join(PRESETS)}")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved options as TOML and stop")
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
+    for entry in option_fields().values():
+        text = entry.help.replace("%", "%%")
+        if entry.default is not None:
+            text += f" (default: {entry.default})"
+        if entry.type is bool:
+            groups[entry.group].add_argument(entry.flag, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            groups[entry.group].add_argument(
+                entry.flag,
+                type=entry.type,
+                choices=entry.choices,
+                help=text,
+                metavar=entry.type.__name__.upper(),
+            )
+    return parser
+
+
+def load_config(argv: Sequence[str], *, prog: str = "launch/pretrain.sh") -> tuple[Config, bool]:
+    """Resolve `argv`: defaults < preset < TOML < flags.
+
+    Returns the configuration and whether `--print-config` was given. Raises UserError for an unknown or ill-typed
+    key or flag; whether the values fit together is checked by `options.problems`, once the world size is known.
+    """
+    known = option_fields()
+    parser = build_parser(prog)
+    typed, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [*(entry.flag for entry in known.values()), "--config", "--preset", "--print-config"]
+        raise UserError(f"unknown flag {unknown[0]}{suggestion(unknown[0].split('=')[0], flags)}; --help lists all")
+    flags_typed = vars(typed)
+    print_config = flags_typed.pop("print_config", False)
+    file_preset, values = None, {}
+    if "config" in flags_typed:
+        file_preset, values = read_toml(Path(flags_typed.pop("config")))
+    preset = flags_typed.pop("preset", file_preset)
+    if preset is not None:
+        values = {**preset_options(preset), **values}
+    for name, value in flags_typed.items():
+        values[name] = known[name].check(value, known[name].flag)
+    return config_from_values(values, preset=preset), print_config
+
+
+def read_toml(path: Path) -> tuple[str | None, dict[str, Any]]:
+    """Read a TOML file of options; returns (preset or None, values by option name)."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}; give a readable TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: not valid TOML: {error}") from None
+    return parse_tables(content, place=str(path))
+
+
+def parse_tables(content: dict[str, Any], *, place: str) -> tuple[str | None, dict[str, Any]]:
+    """Check the tables of a TOML document against the known options."""
+    known = option_fields()
+    content = dict(content)
+    preset = content.pop("preset", None)
+    if preset is not None and not isinstance(preset, str):
+        raise UserError(f"{place}: preset must be a string, not {preset!r}")
+    values = {}
+    for group, table in content.items():
+        if group not in GROUPS or not isinstance(table, dict):
+            home = f"; {group} belongs under [{known[group].group}]" if group in known else suggestion(group, GROUPS)
+            raise UserError(f"{place}: unknown key {group!r}; expected preset or the tables {', '.join(GROUPS)}{home}")
+        for name, value in table.items():
+            entry = known.get(name)
+            if entry is None or entry.group != group:
+                home = f"; it belongs under [{entry.group}]" if entry else suggestion(name, _names(group))
+                raise UserError(f"{place}: unknown key {name!r} under [{group}]{home}")
+            values[name] = entry.check(value, place)
+    return preset, values
+
+
+def config_from_values(values: dict[str, Any], *, preset: str | None = None) -> Config:
+    """Build the frozen Config from checked values by option name; options not named keep their defaults."""
+    groups = {
+        name: options(**{f.name: values[f.name] for f in fields(options) if f.name in values})
+        for name, options in GROUPS.items()
+    }
+    return Config(preset=preset, **groups)
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as TOML that `read_toml` reads back; options that are None are left out."""
+    lines = []
+    if config.preset is not None:
+        lines.append(f"preset = {_toml_value(config.preset)}")
+    for group, options in GROUPS.items():
+        lines += ["", f"[{group}]"]
+        chosen = getattr(config, group)
+        for entry in fields(options):
+            value = getattr(chosen, entry.name)
+            if value is not None:
+                lines.append(f"{entry.name} = {_toml_value(value)}")
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def from_toml(text: str, *, place: str) -> Config:
+    """Read what `to_toml` wrote; every option stands in it, so presets need not be known any more."""
+    preset, values = parse_tables(tomllib.loads(text), place=place)
+    return config_from_values(values, preset=preset)
+
+
+def print_config_and_stop(config: Config) -> int:
+    """Print the resolved configuration to standard output; the exit code of `--print-config`."""
+    sys.stdout.write(to_toml(config))
+    return 0
+
+
+def _names(group: str) -> list[str]:
+    return [entry.name for entry in option_fields().values() if entry.group == group]
+
+
+def _toml_value(value: OptionField | Any) -> str:
+    # A JSON string, number or boolean is a TOML one, once characters beyond the BMP are left unescaped.
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,209 @@
+"""Every option of a training run, as frozen dataclasses: name, default, meaning.
+
+The flag of a field is its name with hyphens (`seq_length` is `--seq-length`); its TOML key is the name, under the
+table of its group (`[model]`, `[data]`, `[training]`). Names are Megatron's where Megatron has the option.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, get_args, get_type_hints
+
+from megatron_plm.errors import UserError
+
+
+def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field that also carries the text of its flag's help and its allowed values."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The shape of one model: the ESM-2 family (pre-LN, rotary positions, exact GELU, tied head)."""
+
+    tokenizer: str = option("esm2", "vocabulary of the model and of its datasets")
+    num_layers: int = option(6, "number of Transformer blocks")
+    hidden_size: int = option(320, "width of the residual stream")
+    num_attention_heads: int = option(20, "attention heads of a block")
+    ffn_hidden_size: int | None = option(None, "width inside the MLP (default: four times the hidden size)")
+    layernorm_epsilon: float = option(1e-5, "epsilon of every LayerNorm")
+    token_dropout: bool = option(
+        True, "zero the embedding of <mask> and rescale the rest by the masked share of each protein (ESM-2)"
+    )
+    init_method_std: float = option(0.02, "standard deviation of the initial weights")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def ffn_size(self) -> int:
+        return self.ffn_hidden_size or 4 * self.hidden_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What is read, and how it becomes rows."""
+
+    data_path: str | None = option(None, "prefix of the training dataset (PREFIX.bin, .idx, .json)")
+    valid_data_path: str | None = option(None, "prefix of the validation dataset; without it nothing is evaluated")
+    seq_length: int = option(1024, "tokens of a row; several proteins are packed into one row")
+    packing_window: int = option(2048, "proteins that are packed together by best fit")
+    mask_prob: float = option(0.15, "share of the residues of each protein that are predicted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """Batches, optimizer, schedule, evaluation and checkpoints."""
+
+    micro_batch_size: int = option(4, "rows of one forward and backward pass of one process")
+    global_batch_size: int = option(32, "rows of one optimizer step, over all processes")
+    train_iters: int = option(1000, "optimizer steps of the whole run")
+    lr: float = option(4e-4, "peak learning rate")
+    min_lr: float = option(4e-5, "learning rate at the end of the decay")
+    lr_warmup_iters: int = option(100, "steps of linear warm-up")
+    lr_decay_style: str = option("linear", "shape of the decay", choices=("linear", "cosine", "constant"))
+    weight_decay: float = option(0.01, "decoupled weight decay of matrices; biases and norms have none")
+    adam_beta1: float = option(0.9, "first-moment decay of AdamW")
+    adam_beta2: float = option(0.98, "second-moment decay of AdamW")
+    adam_eps: float = option(1e-8, "epsilon of AdamW")
+    clip_grad: float = option(1.0, "largest norm of the gradient; 0 turns clipping off")
+    bf16: bool = option(False, "compute in bfloat16, with fp32 weights, gradients and optimizer state")
+    recompute_granularity: str = option(
+        "none",
+        "activation checkpointing: full recomputes each block in the backward pass",
+        choices=("none", "full"),
+    )
+    seed: int = option(1234, "seed of the initial weights, the data order and the masks")
+    log_interval: int = option(10, "steps between two lines of training metrics")
+    eval_interval: int = option(100, "steps between two evaluations; the last step is always evaluated")
+    eval_iters: int = option(10, "global batches of one evaluation, fewer if the validation set is smaller")
+    save: str | None = option(None, "run directory: config, metrics, TensorBoard files and checkpoints")
+    load: str | None = option(None, "run directory or checkpoint to go on from")
+    save_interval: int = option(500, "steps between two checkpoints; the last step is always saved")
+    keep_last: int = option(3, "checkpoints to keep; older ones of this run are deleted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One resolved run."""
+
+    preset: str | None = None
+    model: ModelOptions = ModelOptions()
+    data: DataOptions = DataOptions()
+    training: TrainingOptions = TrainingOptions()
+
+
+GROUPS: dict[str, type] = {"model": ModelOptions, "data": DataOptions, "training": TrainingOptions}
+
+
+@dataclass(frozen=True)
+class OptionField:
+    """One option as the loaders see it."""
+
+    group: str
+    name: str
+    type: type  # bool, int, float or str
+    optional: bool  # None is allowed
+    default: Any
+    help: str
+    choices: tuple[str, ...] | None
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    def check(self, value: Any, place: str) -> Any:
+        """Return `value` in the option's type, or raise UserError naming `place`."""
+        if value is None and self.optional:
+            return None
+        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, self.type) or (self.type is int and isinstance(value, bool)):
+            raise UserError(f"{place}: {self.name} must be {self.type.__name__}, not {value!r}")
+        if self.choices and value not in self.choices:
+            raise UserError(f"{place}: {self.name} must be one of {', '.join(self.choices)}, not {value!r}")
+        return value
+
+
+def option_fields() -> dict[str, OptionField]:
+    """All options by name; names are unique across groups."""
+    found: dict[str, OptionField] = {}
+    for group, options in GROUPS.items():
+        hints = get_type_hints(options)
+        for entry in fields(options):
+            members = get_args(hints[entry.name]) or (hints[entry.name],)
+            assert entry.name not in found, f"two options are named {entry.name}"
+            found[entry.name] = OptionField(
+                group=group,
+                name=entry.name,
+                type=members[0],
+                optional=type(None) in members,
+                default=entry.default,
+                help=entry.metadata["help"],
+                choices=entry.metadata["choices"],
+            )
+    return found
+
+
+def problems(config: Config, *, world_size: int = 1) -> list[str]:
+    """Everything about `config` that cannot work on `world_size` processes, one sentence each; nothing is repaired."""
+    model, data, training = config.model, config.data, config.training
+    found = []
+
+    def require(holds: bool, sentence: str) -> None:
+        if not holds:
+            found.append(sentence)
+
+    positive = {
+        **{n: getattr(model, n) for n in ("num_layers", "hidden_size", "num_attention_heads", "init_method_std")},
+        **{n: getattr(data, n) for n in ("packing_window",)},
+        **{n: getattr(training, n) for n in ("micro_batch_size", "global_batch_size", "train_iters", "lr")},
+        **{n: getattr(training, n) for n in ("log_interval", "eval_interval", "eval_iters", "save_interval")},
+        "keep_last": training.keep_last,
+        "adam_eps": training.adam_eps,
+        "layernorm_epsilon": model.layernorm_epsilon,
+    }
+    for name, value in positive.items():
+        require(value > 0, f"--{name.replace('_', '-')} must be above 0, not {value}")
+    for name in ("weight_decay", "clip_grad", "min_lr", "lr_warmup_iters"):
+        value = getattr(training, name)
+        require(value >= 0, f"--{name.replace('_', '-')} must not be negative, not {value}")
+    for name in ("adam_beta1", "adam_beta2"):
+        value = getattr(training, name)
+        require(0 <= value < 1, f"--{name.replace('_', '-')} must lie in [0, 1), not {value}")
+    require(
+        model.ffn_hidden_size is None or model.ffn_hidden_size > 0,
+        f"--ffn-hidden-size must be above 0, not {model.ffn_hidden_size}",
+    )
+    require(0 < data.mask_prob < 1, f"--mask-prob must lie between 0 and 1, not {data.mask_prob}")
+    require(data.seq_length >= 16, f"--seq-length must be at least 16, not {data.seq_length}")
+    if model.num_attention_heads > 0 and model.hidden_size > 0:
+        divides = model.hidden_size % model.num_attention_heads == 0
+        require(
+            divides,
+            f"--hidden-size {model.hidden_size} is not divisible by --num-attention-heads "
+            f"{model.num_attention_heads}; {_divisors_text(model.hidden_size, model.num_attention_heads)}",
+        )
+        require(
+            not divides or model.head_dim % 2 == 0,
+            f"--hidden-size {model.hidden_size} over --num-attention-heads {model.num_attention_heads} gives an odd "
+            f"head size of {model.head_dim}, and rotary positions rotate pairs; choose an even head size",
+        )
+    require(
+        training.min_lr <= training.lr,
+        f"--min-lr {training.min_lr} is above --lr {training.lr}; lower --min-lr",
+    )
+    rows = training.micro_batch_size * world_size
+    require(
+        rows <= 0 or training.global_batch_size % rows == 0,
+        f"--global-batch-size {training.global_batch_size} is not a multiple of --micro-batch-size "
+        f"{training.micro_batch_size} times {world_size} processes; the next one up is "
+        f"{-(-training.global_batch_size // max(rows, 1)) * rows}",
+    )
+    return found
+
+
+def _divisors_text(hidden_size: int, wanted: int) -> str:
+    """The head counts nearest to `wanted` that divide `hidden_size` into even heads."""
+    counts = [n for n in range(1, hidden_size + 1) if hidden_size % n == 0 and (hidden_size // n) % 2 == 0]
+    nearest = sorted(sorted(counts, key=lambda n: abs(n - wanted))[:3])
+    return f"head counts that do: {', '.join(map(str, nearest))}" if nearest else "choose an even hidden size"
