@@ -1,0 +1,48 @@
+"""The one seam of attention: packed proteins in, packed proteins out, never a protein seeing another.
+
+Shapes: T packed tokens, N heads, H head size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Where the sequences of T packed tokens begin and end."""
+
+    cu_seqlens: Tensor  # int32 [number of sequences + 1], from 0 to T; empty sequences are allowed
+    max_length: int
+    lengths: tuple[int, ...] | None  # of the sequences that are not empty; on the CPU only, where they are needed
+
+    @staticmethod
+    def from_cu_seqlens(cu_seqlens: Tensor, max_length: int) -> "Sequences":
+        """Read the lengths where that is free; on a GPU it would make the host wait."""
+        if cu_seqlens.device.type != "cpu":
+            return Sequences(cu_seqlens, max_length, None)
+        return Sequences(cu_seqlens, max_length, tuple(n for n in cu_seqlens.diff().tolist() if n))
+
+
+def packed_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, sequences: Sequences) -> Tensor:
+    """Softmax attention inside each sequence, scaled by H^-½; returns [T, N, H].
+
+    On the CPU each sequence is one call of the fused kernel, on a GPU all of them are one call of variable-length
+    flash attention.
+    """
+    if sequences.lengths is None:
+        # Imported here: the module exists only in builds of torch that have the CUDA kernel.
+        from torch.nn.attention.varlen import varlen_attn
+
+        cuts, longest = sequences.cu_seqlens, sequences.max_length
+        return varlen_attn(q_TNH, k_TNH, v_TNH, cuts, cuts, longest, longest)
+    parts = (x.split(sequences.lengths) for x in (q_TNH, k_TNH, v_TNH))
+    return torch.cat([_attend(q, k, v) for q, k, v in zip(*parts, strict=True)])
+
+
+def _attend(q_LNH: Tensor, k_LNH: Tensor, v_LNH: Tensor) -> Tensor:
+    """Attention of one sequence of L tokens; torch takes its fused CPU kernel only for four dims [1, N, L, H]."""
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_LNH, k_LNH, v_LNH))
+    return F.scaled_dot_product_attention(q, k, v).squeeze(0).transpose(0, 1)
