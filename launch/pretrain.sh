@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+""":"
+# Pretrains a protein language model. One file, two ways:
+#   launch/pretrain.sh FLAGS                               a shell runs it: it starts the processes itself
+#   torchrun --nproc-per-node 2 launch/pretrain.sh FLAGS   torchrun runs it: below, it is the Python program
+# The shell reads NPROC_PER_NODE (default 1), NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, and PYTHON.
+# Exit codes: 0 finished, 2 wrong input, 75 stopped by a signal and saved (run me again with --load), 1 failed.
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if [ -z "${PYTHON:-}" ]; then
+  PYTHON=python
+  if [ -z "${VIRTUAL_ENV:-}" ] && [ -x "$root/.venv/bin/python" ]; then PYTHON="$root/.venv/bin/python"; fi
+fi
+if [ "${NPROC_PER_NODE:-1}" = 1 ] && [ "${NNODES:-1}" = 1 ]; then
+  exec "$PYTHON" "$0" "$@"
+fi
+
+# Unasked, torchrun gives each process one thread: share out the cores instead.
+cores=$(( $(getconf _NPROCESSORS_ONLN) / ${NPROC_PER_NODE:-1} ))
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( cores > 0 ? cores : 1 ))}"
+exit_code_file=$(mktemp)
+export MEGATRON_PLM_EXIT_CODE_FILE="$exit_code_file"
+rendezvous=(--standalone)
+if [ "${NNODES:-1}" != 1 ]; then
+  rendezvous=(--nnodes "$NNODES" --node-rank "${NODE_RANK:?NODE_RANK is needed with NNODES}"
+    --master-addr "${MASTER_ADDR:?MASTER_ADDR is needed with NNODES}" --master-port "${MASTER_PORT:-29500}")
+fi
+"$PYTHON" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node "${NPROC_PER_NODE:-1}" \
+  --signals-to-handle SIGTERM,SIGINT,SIGUSR1 "$0" "$@" &
+agent=$!
+for name in TERM INT USR1; do trap "kill -$name $agent 2>/dev/null" "$name"; done
+wait "$agent"; code=$?
+# A trapped signal ends `wait` early: wait until the agent itself has ended.
+while kill -0 "$agent" 2>/dev/null; do wait "$agent"; code=$?; done
+# The agent's own code says less than the workers': they wrote theirs, unless they crashed.
+if [ -s "$exit_code_file" ]; then code=$(cat "$exit_code_file"); fi
+rm -f "$exit_code_file"
+exit "$code"
+":"""
+
+import sys
+
+from megatron_plm.training.pretrain import launch
+
+if __name__ == "__main__":
+    sys.exit(launch(sys.argv[1:]))

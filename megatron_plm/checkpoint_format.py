@@ -1,0 +1,83 @@
+"""The native checkpoint directory, as the trainer writes it and the converters read and write it.
+
+    step_00000100/
+      .metadata, *.distcp   torch Distributed Checkpoint: "model.<parameter>" and, where training goes on, "optimizer.*"
+      config.toml           the resolved configuration
+      state.json            step, consumed tokens, data cursor, tokenizer
+
+Beside the steps, the symbolic link `latest` names the newest complete one.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_plm.config.load import from_toml, to_toml
+from megatron_plm.config.options import Config
+from megatron_plm.errors import UserError
+from megatron_plm.tokenizers import Tokenizer, get_tokenizer
+
+FORMAT, VERSION = "megatron-plm-checkpoint", 1
+CONFIG_FILE, STATE_FILE, DCP_METADATA = "config.toml", "state.json", ".metadata"
+CHECKPOINTS, LATEST = "checkpoints", "latest"
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """What a checkpoint holds beside tensors and configuration."""
+
+    tokenizer: str
+    tokenizer_sha256: str
+    step: int = 0
+    consumed_tokens: int = 0
+    cursor: dict[str, int] = field(default_factory=dict)
+    has_optimizer: bool = False
+
+
+def write_description(directory: Path, config: Config, state: CheckpointState) -> None:
+    """Write config.toml and state.json into `directory`."""
+    (directory / CONFIG_FILE).write_text(to_toml(config), encoding="utf-8")
+    document = {"format": FORMAT, "version": VERSION, **asdict(state)}
+    (directory / STATE_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def read_description(directory: Path) -> tuple[Config, CheckpointState]:
+    """Read config.toml and state.json of a checkpoint; raises UserError where they are missing or unfit."""
+    try:
+        document: dict[str, Any] = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))
+        config = from_toml((directory / CONFIG_FILE).read_text(encoding="utf-8"), place=str(directory / CONFIG_FILE))
+        if document.pop("format") != FORMAT or document.pop("version") != VERSION:
+            raise ValueError(f"not {FORMAT} version {VERSION}")
+        return config, CheckpointState(**document)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{directory}: not a native checkpoint: {STATE_FILE} or {CONFIG_FILE}: {reason}") from None
+
+
+def checkpoint_tokenizer(directory: Path, state: CheckpointState) -> Tokenizer:
+    """The tokenizer a checkpoint was trained with; raises UserError if this version's token list is another."""
+    tokenizer = get_tokenizer(state.tokenizer)
+    if tokenizer.sha256 != state.tokenizer_sha256:
+        raise UserError(
+            f"{directory}: its tokenizer {state.tokenizer!r} had another token list than the one of that name here; "
+            "use the version of megatron-plm that wrote the checkpoint"
+        )
+    return tokenizer
+
+
+def is_native(path: Path) -> bool:
+    """Whether `path` is a native checkpoint or a run directory with one."""
+    return any((place / STATE_FILE).is_file() for place in _places(path))
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that `path` means: itself, or the latest of a run directory. Raises UserError if there is none."""
+    for place in _places(path):
+        if (place / STATE_FILE).is_file():
+            return place.resolve()
+    raise UserError(f"{path}: no complete checkpoint; give a run directory or one of its {CHECKPOINTS}/step_* folders")
+
+
+def _places(path: Path) -> tuple[Path, Path, Path]:
+    return path, path / LATEST, path / CHECKPOINTS / LATEST

@@ -1,0 +1,115 @@
+"""Saving and loading a run: complete or absent, at any number of processes."""
+
+import shutil
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from megatron_plm.checkpoint_format import (
+    CHECKPOINTS,
+    LATEST,
+    CheckpointState,
+    checkpoint_tokenizer,
+    find_checkpoint,
+    read_description,
+    write_description,
+)
+from megatron_plm.config.options import Config
+from megatron_plm.data.packing import Cursor
+from megatron_plm.errors import UserError
+from megatron_plm.files import publish_directory, replace_symlink
+from megatron_plm.training.state import Progress, Run
+
+
+def save_checkpoint(run: Run, run_directory: Path) -> Path:
+    """Write the run's checkpoint below `run_directory`; collective over all processes.
+
+    The directory is written under a hidden name and renamed when it is complete; then `latest` moves, then old
+    checkpoints go. A kill at any point leaves the previous `latest` whole.
+    """
+    folder = run_directory / CHECKPOINTS
+    path = folder / f"step_{run.progress.step:08d}"
+    aside = folder / f".{path.name}.tmp"
+    if run.world.is_main:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    run.world.barrier()
+    model, optimizer = get_state_dict(run.model, run.optimizer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
+        dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=aside, no_dist=run.world.mesh is None)
+    if run.world.is_main:
+        write_description(aside, run.config, _state(run))
+        publish_directory(aside, path)
+        replace_symlink(folder / LATEST, path.name)
+        _delete_old(folder, path, run.config.training.keep_last)
+    run.world.barrier()
+    return path
+
+
+def load_checkpoint(run: Run, source: Path) -> Path:
+    """Put the checkpoint that `source` names into `run`: weights, optimizer and progress. Returns its path.
+
+    Raises UserError where the checkpoint's model or data options are not the run's.
+    """
+    path = find_checkpoint(source)
+    saved_config, saved = read_description(path)
+    _check_resumable(path, saved_config, saved, run)
+    model, optimizer = get_state_dict(run.model, run.optimizer)
+    state = {"model": model, "optimizer": optimizer}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(state, checkpoint_id=path, no_dist=run.world.mesh is None)
+    set_state_dict(run.model, run.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    run.progress = Progress(saved.step, saved.consumed_tokens, Cursor(**saved.cursor))
+    return path
+
+
+def _state(run: Run) -> CheckpointState:
+    return CheckpointState(
+        tokenizer=run.datasets.tokenizer.name,
+        tokenizer_sha256=run.datasets.tokenizer.sha256,
+        step=run.progress.step,
+        consumed_tokens=run.progress.consumed_tokens,
+        cursor=asdict(run.progress.cursor),
+        has_optimizer=True,
+    )
+
+
+def _check_resumable(path: Path, saved_config: Config, saved: CheckpointState, run: Run) -> None:
+    if checkpoint_tokenizer(path, saved).sha256 != run.datasets.tokenizer.sha256:
+        raise UserError(
+            f"--load {path}: the checkpoint's tokenizer is {saved.tokenizer!r} and the dataset's is "
+            f"{run.datasets.tokenizer.name!r}; preprocess the FASTA file with --tokenizer {saved.tokenizer}"
+        )
+    if not saved.has_optimizer:
+        raise UserError(
+            f"--load {path}: the checkpoint holds weights only, without optimizer and position in the data; "
+            "give a checkpoint that training wrote"
+        )
+    # The weights fix the model; the meaning of the data cursor depends on the rest.
+    new = run.config
+    pairs = [(name, value, getattr(new.model, name)) for name, value in asdict(saved_config.model).items()]
+    pairs += [
+        (name, getattr(saved_config.data, name), getattr(new.data, name))
+        for name in ("seq_length", "packing_window", "mask_prob")
+    ]
+    pairs.append(("seed", saved_config.training.seed, new.training.seed))
+    for name, was, now in pairs:
+        if was != now:
+            raise UserError(
+                f"--load {path}: --{name.replace('_', '-')} was {was} there and is {now} here; use the same value "
+                f"(--config {path / 'config.toml'} takes them all)"
+            )
+
+
+def _delete_old(folder: Path, newest: Path, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints up to `newest`; a half-deleted one has a hidden name already."""
+    steps = sorted(p for p in folder.glob("step_*") if p.is_dir() and p.name <= newest.name)
+    for path in steps[:-keep]:
+        doomed = path.with_name(f".{path.name}.old")
+        path.rename(doomed)
+        shutil.rmtree(doomed)

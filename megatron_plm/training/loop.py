@@ -1,0 +1,120 @@
+"""The training loop: one for every layout."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_plm.data.loader import Batch, Step
+from megatron_plm.model.heads import summed_cross_entropy
+from megatron_plm.parallel.apply import synchronize_gradients
+from megatron_plm.training.checkpoint import save_checkpoint
+from megatron_plm.training.guard import StopRequest
+from megatron_plm.training.metrics import RunLog
+from megatron_plm.training.optimizer import clip_gradients, set_learning_rate
+from megatron_plm.training.schedule import learning_rate
+from megatron_plm.training.state import Run, run_directory
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one step measured; tensors stay on the device until a line is logged."""
+
+    loss_sum: Tensor  # this process's share, in nats
+    grad_norm: Tensor
+    lr: float
+    num_tokens: int  # over all processes, as is num_labels
+    num_labels: int
+
+
+def train(run: Run, log: RunLog, stop: StopRequest) -> str:
+    """Train to `train_iters`, evaluating and saving on the way; returns `finished` or `interrupted`."""
+    options, progress, directory = run.config.training, run.progress, run_directory(run.config)
+    if progress.step >= options.train_iters:
+        return "finished"
+    for step in run.train_loader.steps(progress.cursor):
+        metrics = train_step(run, step)
+        progress.step += 1
+        progress.consumed_tokens += metrics.num_tokens
+        progress.cursor = step.cursor
+        interrupted = run.world.any(stop.requested)
+        last = progress.step == options.train_iters or interrupted
+        log.train(progress, metrics, flush=last or _due(progress.step, options.log_interval, options.save_interval))
+        if run.valid_loader and (_due(progress.step, options.eval_interval) or last) and not interrupted:
+            log.valid(progress.step, evaluate(run))
+        if directory and (_due(progress.step, options.save_interval) or last):
+            log.saved(save_checkpoint(run, directory))
+        if last:
+            break
+    return "interrupted" if interrupted else "finished"
+
+
+def train_step(run: Run, step: Step) -> StepMetrics:
+    """One optimizer step over one global batch: the summed loss over the global number of labels."""
+    options = run.config.training
+    num_labels, num_tokens = run.world.sum(
+        sum(batch.num_labels for batch in step.micro_batches),
+        sum(batch.num_tokens for batch in step.micro_batches),
+    )
+    loss_sum = torch.zeros((), device=run.world.device)
+    run.model.train()
+    for index, batch in enumerate(step.micro_batches):
+        synchronize_gradients(run.model, enabled=index + 1 == len(step.micro_batches))
+        loss = _loss(run, batch.to(run.world.device))[0]
+        (loss / max(num_labels, 1)).backward()
+        loss_sum += loss.detach()
+    grad_norm = clip_gradients(run.model, options.clip_grad)
+    lr = learning_rate(
+        run.progress.step,
+        peak=options.lr,
+        minimum=options.min_lr,
+        warmup=options.lr_warmup_iters,
+        total=options.train_iters,
+        style=options.lr_decay_style,
+    )
+    set_learning_rate(run.optimizer, lr)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    return StepMetrics(loss_sum, grad_norm, lr, int(num_tokens), int(num_labels))
+
+
+@torch.no_grad()
+def evaluate(run: Run) -> dict[str, float]:
+    """Loss, perplexity and accuracy on the validation set, always with the same masks.
+
+    `unigram_perplexity` is that of the best prediction that ignores the context: the letter frequencies of the very
+    labels that are predicted.
+    """
+    assert run.valid_loader is not None
+    run.model.eval()
+    vocab_size = run.datasets.tokenizer.vocab_size
+    counts = torch.zeros(vocab_size, device=run.world.device)
+    loss_sum, num_right = torch.zeros(2, device=run.world.device)
+    for step in run.valid_loader.first_epoch(run.config.training.eval_iters):
+        for batch in step.micro_batches:
+            on_device = batch.to(run.world.device)
+            loss, logits_BMV = _loss(run, on_device)
+            labels = on_device.label_id
+            loss_sum += loss
+            num_right += (logits_BMV.argmax(-1) == labels).sum()
+            counts += torch.bincount(labels[labels >= 0], minlength=vocab_size)
+    loss_total, right_total, *label_counts = run.world.sum(loss_sum.item(), num_right.item(), *counts.tolist())
+    num_labels = sum(label_counts)
+    unigram = -sum(n / num_labels * math.log(n / num_labels) for n in label_counts if n)
+    return {
+        "loss": loss_total / num_labels,
+        "perplexity": math.exp(loss_total / num_labels),
+        "accuracy": right_total / num_labels,
+        "unigram_perplexity": math.exp(unigram),
+        "num_labels": int(num_labels),
+    }
+
+
+def _loss(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
+    logits_BMV = run.model(batch.tokens, batch.positions, batch.segment_ids, batch.cu_seqlens, batch.label_index)
+    return summed_cross_entropy(logits_BMV, batch.label_id), logits_BMV
+
+
+def _due(step: int, *intervals: int) -> bool:
+    return any(step % interval == 0 for interval in intervals)

@@ -1,0 +1,194 @@
+"""Where the numbers of a run go: metrics.jsonl, TensorBoard, and a progress line on the terminal."""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_plm.training.guard import check_finite
+from megatron_plm.training.state import Progress, Run, run_directory
+
+if TYPE_CHECKING:
+    from megatron_plm.training.loop import StepMetrics
+
+
+@dataclass
+class _Interval:
+    """What has gathered since the last line."""
+
+    started: float = field(default_factory=time.perf_counter)
+    steps: "list[StepMetrics]" = field(default_factory=list)
+
+
+class RunLog:
+    """Writes on the main process only; the others take part in the sums.
+
+    Device values are read when a line is due, so that steps in between never wait for the device.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._start = time.perf_counter()
+        self._interval = _Interval()
+        directory = run_directory(run.config)
+        self._file = None
+        self._tensorboard = None
+        self._progress_bar = None
+        if not run.world.is_main:
+            return
+        if directory:
+            self._file = _open_to_append(directory / "metrics.jsonl")
+            self._tensorboard = _tensorboard_writer(directory / "tensorboard")
+        if sys.stderr.isatty():
+            self._progress_bar = _ProgressBar(run.config.training.train_iters, run.progress.step)
+
+    def start(self, description: dict[str, Any]) -> None:
+        """Record what runs, before the first step."""
+        self._write({"kind": "start", **description})
+
+    def train(self, progress: Progress, metrics: "StepMetrics", *, flush: bool) -> None:
+        """Take the metrics of one step; with `flush` write a line for the steps since the last one.
+
+        Collective when flushing. Raises UserError where the loss or the gradient is not finite.
+        """
+        self._interval.steps.append(metrics)
+        if not flush:
+            return
+        steps = self._interval.steps
+        (loss_total,) = self._run.world.sum(sum(step.loss_sum.item() for step in steps))
+        loss = loss_total / max(1, sum(step.num_labels for step in steps))
+        grad_norm = steps[-1].grad_norm.item()
+        check_finite(progress.step, loss, grad_norm)
+        now = time.perf_counter()
+        tokens = sum(step.num_tokens for step in steps)
+        options = self._run.config
+        row_tokens = len(steps) * options.training.global_batch_size * options.data.seq_length
+        record = {
+            "step": progress.step,
+            "loss": loss,
+            "lr": steps[-1].lr,
+            "grad_norm": grad_norm,
+            "tokens": tokens,
+            "consumed_tokens": progress.consumed_tokens,
+            "fill": tokens / row_tokens,
+            "tokens_per_second": tokens / (now - self._interval.started),
+            "elapsed_seconds": now - self._start,
+        }
+        seconds_left = (now - self._interval.started) / len(steps) * (options.training.train_iters - progress.step)
+        self._write({"kind": "train", **record})
+        self._scalars("train", record, ("loss", "lr", "grad_norm", "tokens_per_second", "fill"))
+        self._show(
+            progress.step,
+            f"loss {loss:.4f}  lr {record['lr']:.2e}  {record['tokens_per_second']:,.0f} tokens/s  "
+            f"ETA {_duration(seconds_left)}",
+        )
+        self._interval = _Interval()
+
+    def valid(self, step: int, record: dict[str, float]) -> None:
+        """Write the result of one evaluation."""
+        self._write({"kind": "valid", "step": step, **record})
+        self._scalars("valid", {"step": step, **record}, ("loss", "perplexity", "accuracy"))
+        self.say(
+            f"step {step}  validation loss {record['loss']:.4f}  perplexity {record['perplexity']:.3f} "
+            f"(unigram {record['unigram_perplexity']:.3f})  accuracy {record['accuracy']:.4f}"
+        )
+        self._interval.started = time.perf_counter()
+
+    def saved(self, path: Path) -> None:
+        """Note a checkpoint; the time it took counts in no throughput."""
+        self.say(f"saved {path}")
+        self._interval.started = time.perf_counter()
+
+    def end(self, step: int, status: str) -> None:
+        """Write the last line and close."""
+        self._write(
+            {
+                "kind": "end",
+                "step": step,
+                "status": status,
+                "elapsed_seconds": time.perf_counter() - self._start,
+            }
+        )
+        if self._progress_bar:
+            self._progress_bar.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+        if self._file:
+            self._file.close()
+
+    def say(self, line: str) -> None:
+        """Print a line on the main process, above the progress bar if there is one."""
+        if not self._run.world.is_main:
+            return
+        if self._progress_bar:
+            self._progress_bar.print(line)
+        else:
+            print(line, flush=True)
+
+    def _show(self, step: int, text: str) -> None:
+        if self._progress_bar:
+            self._progress_bar.update(step, text)
+        else:
+            self.say(f"step {step}/{self._run.config.training.train_iters}  {text}")
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._file:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+    def _scalars(self, group: str, record: dict[str, Any], names: tuple[str, ...]) -> None:
+        if self._tensorboard:
+            for name in names:
+                self._tensorboard.add_scalar(f"{group}/{name}", record[name], record["step"])
+
+
+class _ProgressBar:
+    """A bar on the terminal with the latest metrics behind it."""
+
+    def __init__(self, total: int, done: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        self._task = self._bar.add_task("training", total=total, completed=done, text="")
+        self._bar.start()
+
+    def update(self, step: int, text: str) -> None:
+        self._bar.update(self._task, completed=step, text=text)
+
+    def print(self, line: str) -> None:
+        self._bar.console.print(line, markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def _open_to_append(path: Path) -> Any:
+    """Open metrics.jsonl to append; half a last line, left by a kill, is cut off first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        file.seek(0)
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+    return open(path, "a", encoding="utf-8")
+
+
+def _tensorboard_writer(directory: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print("TensorBoard files are not written: pip install tensorboard to have them", file=sys.stderr)
+        return None
+    return SummaryWriter(str(directory))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
