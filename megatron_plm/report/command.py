@@ -1,0 +1,166 @@
+"""The command `report`: from a pretraining run and fine-tuning results to a page, plots and a score table."""
+
+import argparse
+import contextlib
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from megatron_plm.errors import UserError
+from megatron_plm.files import atomic_file
+from megatron_plm.report.page import build_page, draw_plots
+from megatron_plm.report.records import Run, read_run
+from megatron_plm.report.results import Task, group_by_task, read_result
+from megatron_plm.report.wording import against_baseline, number, scored
+
+_NUMBERS = ("value [low, high]", "examples", "trained", "seconds")
+_COLUMNS = ("task", "model", "split", "metric", *_NUMBERS, "note")
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Write the report that the flags in `argv` ask for, print the scores; raise UserError on bad input."""
+    arguments = _parser().parse_args(argv)
+    output: Path = arguments.output
+    if output.suffix != ".html" or output.is_dir():
+        raise UserError(f"--output {output}: expected the name of a file that ends in .html")
+    _require_drawing_packages()
+    run = read_run(arguments.pretraining)
+    tasks = group_by_task([read_result(directory) for directory in arguments.results])
+    training, scores = draw_plots(run, tasks)
+    page = build_page(arguments.title, run, tasks, training, scores)
+    plots = {output.with_name(f"{output.stem}-{plot.name}.png"): plot.light for plot in (*training, *scores)}
+    _write_all((output, page), plots)
+    _print_scores(run, tasks)
+    print(f"wrote {output} and {len(plots)} plots beside it ({output.stem}-*.png)")
+    print(f"next: python -m webbrowser {shlex.quote(output.resolve().as_uri())}")
+    return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the command's flags."""
+    parser = argparse.ArgumentParser(
+        prog="report",
+        description="Write one self-contained HTML page, and its plots as PNG files, about a pretraining run "
+        "and the downstream results of its model.",
+    )
+    parser.add_argument(
+        "--pretraining",
+        type=Path,
+        required=True,
+        metavar="RUN_DIR",
+        help="run directory of launch/pretrain.sh",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RESULTS_DIR",
+        help="output directories of tape_finetune/tape_train.py, each with a results.json; default: none",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR/report.html", help="page to write")
+    parser.add_argument("--title", default="Protein language model report", help="heading of the page")
+    return parser
+
+
+def _require_drawing_packages() -> None:
+    """Raise UserError unless the packages of the extra `report` are there."""
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"the report needs {error.name}; install it with: pip install 'megatron-plm[report]'") from None
+
+
+def _write_all(page: tuple[Path, bytes], plots: Mapping[Path, bytes]) -> None:
+    """Write all files aside, then rename them, the page last: where it is new, so are its plots.
+
+    Raises UserError where the page's folder can't be made or written; no temporary file is left then.
+    """
+    folder = page[0].parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"--output: cannot make the folder {folder} ({error.strerror}); name another"
+        raise UserError(message) from None
+    with contextlib.ExitStack() as stack:
+        # the stack renames in reverse order
+        for path, content in (page, *plots.items()):
+            stack.enter_context(atomic_file(path)).write_bytes(content)
+
+
+def _print_scores(run: Run, tasks: Sequence[Task]) -> None:
+    """Print the validation perplexity and the table of primary scores, styled on a terminal, plainly aligned
+    elsewhere."""
+    if run.valid:
+        last = run.valid[-1]
+        print(
+            f"validation perplexity {number(last.perplexity, 2)}, {against_baseline(run)} the unigram "
+            f"baseline {number(last.unigram_perplexity, 2)} (step {last.step:,})"
+        )
+    rows = _table_rows(tasks)
+    if not rows:
+        return
+    if sys.stdout.isatty():
+        _print_rich(rows)
+    else:
+        _print_plain(rows)
+
+
+def _table_rows(tasks: Sequence[Task]) -> list[list[str]]:
+    """Return the cells of the primary scores' rows, in the order of `_COLUMNS`."""
+    return [
+        [
+            task.name,
+            row.result.label,
+            row.split,
+            row.metric,
+            scored(row.score),
+            f"{row.num_examples:,}",
+            f"{row.result.num_trained_parameters:,}",
+            number(row.result.seconds, 1),
+            row.result.note or "",
+        ]
+        for task in tasks
+        for row in task.rows()
+        if row.is_primary
+    ]
+
+
+def _print_plain(rows: Sequence[Sequence[str]]) -> None:
+    """Print the table in columns of spaces."""
+    lines = [_COLUMNS, *rows]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(_COLUMNS))]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if column in _NUMBERS else cell.ljust(width)
+            for cell, width, column in zip(line, widths, _COLUMNS, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def _print_rich(rows: Sequence[Sequence[str]]) -> None:
+    """Print one small table a task and metric with rich, so that the lines fit a terminal of 80 columns."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # Text everywhere, for brackets in a plain string would be read as rich's markup
+    tables: dict[tuple[str, str], Table] = {}
+    for task, model, split, metric, *numbers, note in rows:
+        table = tables.get((task, metric))
+        if table is None:
+            title = Text(f"{task}: {metric}", style="bold")
+            table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+            for column in ("model", "split"):
+                table.add_column(column)
+            for column in _NUMBERS:
+                table.add_column(Text(column), justify="right", no_wrap=True)
+            tables[task, metric] = table
+        name = f"{model} ({note})" if note else model
+        table.add_row(*(Text(cell) for cell in (name, split, *numbers)), style="dim" if note else "")
+    console = Console()
+    for table in tables.values():
+        console.print(table)

@@ -1,0 +1,49 @@
+"""A realistic run and its results on disk, and the report of them, made once."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import report_sample
+
+from megatron_plm.report.command import main
+
+
+@pytest.fixture(scope="session")
+def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 200 steps."""
+    return report_sample.write_run(tmp_path_factory.mktemp("pretraining") / "run", report_sample.realistic_records())
+
+
+@pytest.fixture(scope="session")
+def result_directories(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Results of three tasks."""
+    return report_sample.write_results(tmp_path_factory.mktemp("results"), report_sample.realistic_results())
+
+
+@pytest.fixture(scope="session")
+def page(run_directory: Path, result_directories: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the realistic run and results."""
+    output = tmp_path_factory.mktemp("report") / "new" / "report.html"
+    main(arguments(run_directory, result_directories, output))
+    return output
+
+
+def arguments(run: Path, results: list[Path], output: Path) -> list[str]:
+    """Return the command line of a report."""
+    flags = ["--pretraining", str(run), "--output", str(output)]
+    return [*flags, "--results", *map(str, results)] if results else flags
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Callable[..., str]:
+    """A function that writes run records (and results) to disk, reports on them and returns the page's text."""
+
+    def make(records: list[dict], results: list[dict] | None = None, *more: str) -> str:
+        run = report_sample.write_run(tmp_path / "run", records)
+        directories = report_sample.write_results(tmp_path / "results", results or [])
+        output = tmp_path / "report.html"
+        main([*arguments(run, directories, output), *more])
+        return output.read_text(encoding="utf-8")
+
+    return make
