@@ -16,7 +16,6 @@ from megatron_plm.config.options import DataOptions
 from megatron_plm.data.indexed import IndexedDataset
 from megatron_plm.data.masking import choose_and_corrupt
 from megatron_plm.data.packing import Cursor, RowStream, Segment, row_limits
-from megatron_plm.errors import UserError
 from megatron_plm.philox import derive_key
 from megatron_plm.tokenizers import Tokenizer
 
@@ -70,10 +69,6 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if len(dataset) == 0:
-            raise UserError(
-                f"{dataset.prefix}: the dataset holds no sequence; preprocess a FASTA file with proteins"
-            )
         self._dataset = dataset
         self._options = options
         self._tokenizer = tokenizer
@@ -122,9 +117,7 @@ class Loader:
     def _own_batches(self, rows: list[tuple[int, list[Segment]]]) -> list[Batch]:
         size = self._micro_batch_size
         stride = size * self._world_size
-        return [
-            self._build(rows[start : start + size]) for start in range(self._rank * size, len(rows), stride)
-        ]
+        return [self._build(rows[start : start + size]) for start in range(self._rank * size, len(rows), stride)]
 
     def _build(self, rows: list[tuple[int, list[Segment]]]) -> Batch:
         num_rows, limits = len(rows), self._limits

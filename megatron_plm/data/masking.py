@@ -37,9 +37,7 @@ def choose_and_corrupt(
     draws = philox4x32(key, (positions[candidates], 0, words, words >> np.uint64(32)))  # [4, candidates]
 
     # Rank the candidates of each segment by their first draw, ties by position; the lowest ranks are chosen.
-    first = (
-        np.flatnonzero(np.r_[True, np.diff(sequences[candidates]) != 0]) if candidates.size else candidates
-    )
+    first = np.flatnonzero(np.r_[True, np.diff(sequences[candidates]) != 0]) if candidates.size else candidates
     counts = np.diff(np.r_[first, candidates.size])
     segment = np.repeat(np.arange(first.size), counts)
     by_draw = np.lexsort((draws[0], segment))

@@ -16,9 +16,7 @@ from megatron_plm.data.order import permute
 from megatron_plm.philox import derive_key, philox4x32
 
 NUM_SPECIAL_TOKENS = 2  # <cls> before and <eos> behind every protein
-_TOKENS_PER_SEGMENT = (
-    8  # a row holds at most one protein per so many tokens, which fixes the size of cu_seqlens
-)
+_TOKENS_PER_SEGMENT = 8  # a row holds at most one protein per so many tokens, which fixes the size of cu_seqlens
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,7 @@ class RowLimits(NamedTuple):
 
 def num_labels(num_tokens: NDArray | int, mask_prob: float) -> NDArray:
     """How many of `num_tokens` maskable tokens of one protein are predicted: the rounded share, at least one."""
-    return np.maximum(np.minimum(num_tokens, 1), np.floor(np.asarray(num_tokens) * mask_prob + 0.5)).astype(
-        np.int64
-    )
+    return np.maximum(np.minimum(num_tokens, 1), np.floor(np.asarray(num_tokens) * mask_prob + 0.5)).astype(np.int64)
 
 
 def row_limits(seq_length: int, mask_prob: float) -> RowLimits:
@@ -102,9 +98,7 @@ class RowStream:
         starts = self._crop_starts(epoch, sequences, tokens)
         segments = [
             Segment(sequence, start, min(length, self._limits.tokens))
-            for sequence, start, length in zip(
-                sequences.tolist(), starts.tolist(), tokens.tolist(), strict=True
-            )
+            for sequence, start, length in zip(sequences.tolist(), starts.tolist(), tokens.tolist(), strict=True)
         ]
         rows = best_fit(segments, self._limits, self._mask_prob)
         # Best fit leaves rows of one long protein first and of many short ones last: mix them again.

@@ -12,9 +12,7 @@ LENGTHS = np.clip(np.random.default_rng(0).lognormal(5.7, 0.7, 3000), 20, 4000).
 
 
 def stream(lengths=LENGTHS, *, seq_length=1024, window=2048, seed=1, dataset_id="train"):
-    return RowStream(
-        lengths, seq_length=seq_length, mask_prob=0.15, window=window, seed=seed, dataset_id=dataset_id
-    )
+    return RowStream(lengths, seq_length=seq_length, mask_prob=0.15, window=window, seed=seed, dataset_id=dataset_id)
 
 
 def epoch_rows(rows, epoch=0):
@@ -89,6 +87,8 @@ def test_short_peptides_fill_rows_without_breaking_the_label_limit():
     assert fill > 0.95
 
 
-@pytest.mark.parametrize(("tokens", "labels"), [(0, 0), (1, 1), (3, 1), (9, 1), (10, 2), (100, 15), (103, 15), (104, 16)])
+@pytest.mark.parametrize(
+    ("tokens", "labels"), [(0, 0), (1, 1), (3, 1), (9, 1), (10, 2), (100, 15), (103, 15), (104, 16)]
+)
 def test_num_labels_is_the_rounded_share_and_at_least_one(tokens, labels):
     assert int(num_labels(np.array([tokens]), 0.15)[0]) == labels

@@ -1,0 +1,33 @@
+"""Types of the compiled extension (csrc/data/module.cpp)."""
+
+import enum
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Buffer
+
+class FastaError(ValueError): ...
+
+class LineState(enum.Enum):
+    line_start = 0
+    header = 1
+    sequence = 2
+    comment = 3
+
+class Alphabet:
+    def __init__(self, token_of_byte: npt.NDArray[np.uint8], unknown_token: int, strict: bool) -> None: ...
+
+class Block:
+    @property
+    def num_tokens(self) -> int: ...
+
+def scan_block(alphabet: Alphabet, data: Buffer, state: LineState, out: npt.NDArray[np.uint8]) -> Block: ...
+def state_after(data: Buffer, state: LineState) -> LineState: ...
+
+class FastaStream:
+    def __init__(self) -> None: ...
+    def add(self, block: Block) -> None: ...
+    def finish(self) -> None: ...
+    def take_lengths(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def byte_counts(self) -> npt.NDArray[np.uint64]: ...

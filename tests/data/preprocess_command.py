@@ -1,0 +1,34 @@
+"""What the tests of `preprocess_data` share: a small file and ways to run the command on it."""
+
+import os
+import sys
+from pathlib import Path
+
+from megatron_plm.data.preprocess import main
+from megatron_plm.errors import run_command
+
+ROOT = Path(__file__).parents[2]
+TEXT = b">sp|P1|A first\nMKTAYIAKQR\nQISFVKSHFS\n\n>P2\nmkvJ*lag\n>P3 x y\nACDEFGHIKLMNPQRSTVWY"
+SEQUENCES = ["MKTAYIAKQRQISFVKSHFS", "MKVJ*LAG", "ACDEFGHIKLMNPQRSTVWY"]
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "tools" / "preprocess_data.py"), *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def run(folder: Path, *arguments: object) -> int:
+    """Run the command in this process on FOLDER/in.fasta unless other input is named; returns its exit code."""
+    given = list(map(str, arguments))
+    if "--input" not in given:
+        given += ["--input", str(folder / "in.fasta")]
+    if "--output-prefix" not in given:
+        given += ["--output-prefix", str(folder / "out" / "p")]
+    return run_command(main, given)
+
+
+def outputs(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "out").iterdir())
