@@ -1,7 +1,6 @@
 """Saving and loading a run: complete or absent, at any number of processes."""
 
 import shutil
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +18,13 @@ from megatron_plm.checkpoint_format import (
 )
 from megatron_plm.config.options import Config
 from megatron_plm.data.packing import Cursor
+from megatron_plm.distributed_checkpoint import (
+    READ_ERRORS,
+    SafePlanner,
+    SafeReader,
+    reason_of,
+    without_single_process_warning,
+)
 from megatron_plm.errors import UserError
 from megatron_plm.files import publish_directory, replace_symlink
 from megatron_plm.training.state import Progress, Run
@@ -38,8 +44,7 @@ def save_checkpoint(run: Run, run_directory: Path) -> Path:
         aside.mkdir(parents=True)
     run.world.barrier()
     model, optimizer = get_state_dict(run.model, run.optimizer)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
+    with without_single_process_warning():
         dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=aside, no_dist=run.world.mesh is None)
     if run.world.is_main:
         write_description(aside, run.config, _state(run))
@@ -60,9 +65,13 @@ def load_checkpoint(run: Run, source: Path) -> Path:
     _check_resumable(path, saved_config, saved, run)
     model, optimizer = get_state_dict(run.model, run.optimizer)
     state = {"model": model, "optimizer": optimizer}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.load(state, checkpoint_id=path, no_dist=run.world.mesh is None)
+    try:
+        with without_single_process_warning():
+            dcp.load(state, storage_reader=SafeReader(path), planner=SafePlanner(), no_dist=run.world.mesh is None)
+    except READ_ERRORS as error:
+        raise UserError(
+            f"--load {path}: the checkpoint is damaged or incomplete ({reason_of(error)}); give another one of the run"
+        ) from None
     set_state_dict(run.model, run.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     run.progress = Progress(saved.step, saved.consumed_tokens, Cursor(**saved.cursor))
     return path

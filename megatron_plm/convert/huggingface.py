@@ -1,0 +1,157 @@
+"""Hugging Face's EsmForMaskedLM: config.json, model.safetensors and the tokenizer's files.
+
+Field, key and file names are those of transformers' `models/esm` (4.46 to 5.x); neither direction imports it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from megatron_plm.config.options import ModelOptions
+from megatron_plm.convert.config_json import (
+    CONFIG_JSON,
+    ForeignConfig,
+    dropout_notes,
+    fields_from,
+    options_from,
+    write_json,
+)
+from megatron_plm.convert.keymap import Entry, KeyMap, module
+from megatron_plm.convert.tensor_files import SAFETENSORS_FILE, read_tensors, write_safetensors
+from megatron_plm.convert.transforms import chain, repeat, split_qkv, vocabulary_rows
+from megatron_plm.convert.weights import INVERSE_FREQUENCIES, Weights, cast, drop_not_carried, import_tensors
+from megatron_plm.errors import UserError
+from megatron_plm.model.layers import RotaryEmbedding
+from megatron_plm.tokenizers import TOKENIZER_NAMES, Tokenizer, get_tokenizer
+
+MODEL_TYPE = "esm"
+VOCABULARY_FILE = "vocab.txt"
+_TIED_DECODER = "lm_head.decoder.weight"
+_LAYER = "esm.encoder.layer.{i}"
+_FREQUENCIES = f"{_LAYER}.attention.self.rotary_embeddings.inv_freq"
+
+# What their files may hold that a masked language model of ours has no place for.
+NOT_CARRIED = {
+    "esm.contact_head.regression.weight": "the contact head, which the models here do not have yet",
+    "esm.contact_head.regression.bias": "the contact head, which the models here do not have yet",
+    "esm.embeddings.position_embeddings.weight": "absolute positions, which a rotary model never reads",
+    "esm.embeddings.position_ids": "a constant",
+    "esm.pooler.dense.weight": "the pooler, which a masked language model never reads",
+    "esm.pooler.dense.bias": "the pooler, which a masked language model never reads",
+}
+
+# Names that some versions of transformers write for the same tensors.
+_OTHER_NAMES = (
+    (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
+    (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
+    (re.compile(r"^esm\.rotary_embeddings\.inv_freq$"), _FREQUENCIES.replace("{i}", "0")),
+    (re.compile(re.escape(_FREQUENCIES.replace("{i}", "*"))), _FREQUENCIES.replace("{i}", "0")),
+)
+
+
+def key_map(options: ModelOptions, ours: Tokenizer, theirs: Sequence[str]) -> KeyMap:
+    """The table for a model of ours with vocabulary `ours` and files of theirs with the tokens `theirs`."""
+    rows = vocabulary_rows(ours.tokens, theirs)
+    block = "encoder.blocks.{i}"
+    attention = [f"{_LAYER}.attention.self.{part}" for part in ("query", "key", "value")]
+    table = [
+        Entry(
+            ("encoder.embedding.tokens.weight",),
+            ("esm.embeddings.word_embeddings.weight", _TIED_DECODER),
+            chain(rows, repeat(2)),
+            optional=(_TIED_DECODER,),
+        ),
+        Entry((INVERSE_FREQUENCIES,), (_FREQUENCIES,), repeat(options.num_layers), optional=(_FREQUENCIES,)),
+        *module(f"{block}.attention_norm", f"{_LAYER}.attention.LayerNorm"),
+        *module(f"{block}.attention.qkv", *attention, transform=split_qkv(options.num_attention_heads)),
+        *module(f"{block}.attention.out", f"{_LAYER}.attention.output.dense"),
+        *module(f"{block}.mlp_norm", f"{_LAYER}.LayerNorm"),
+        *module(f"{block}.mlp.up", f"{_LAYER}.intermediate.dense"),
+        *module(f"{block}.mlp.down", f"{_LAYER}.output.dense"),
+        *module("encoder.final_norm", "esm.encoder.emb_layer_norm_after"),
+        *module("head.dense", "lm_head.dense"),
+        *module("head.norm", "lm_head.layer_norm"),
+        Entry(("head.bias",), ("lm_head.bias",), rows),
+    ]
+    return KeyMap.build(table, options.num_layers)
+
+
+def read_huggingface(directory: Path) -> Weights:
+    """Read an EsmForMaskedLM directory; UserError for anything a model of ours would compute differently."""
+    config = ForeignConfig(directory)
+    config.require("model_type", MODEL_TYPE, "only EsmForMaskedLM models can be read")
+    config.require("rope_theta", 10000.0, "the models here have rotary positions of base 10000", default=10000.0)
+    for name in ("emb_layer_norm_before", "is_decoder", "add_cross_attention", "is_folding_model"):
+        config.require(name, False, "the models here are plain ESM-2 encoders", default=False)
+    tokenizer, tokens, notes = _read_vocabulary(directory, config)
+    options = options_from(config, tokenizer)
+    tensors, dropped = drop_not_carried(_with_current_names(read_tensors(directory), directory), NOT_CARRIED)
+    tensors = import_tensors(key_map(options, tokenizer, tokens), tensors, options, tokenizer, str(directory))
+    if INVERSE_FREQUENCIES not in tensors:
+        tensors[INVERSE_FREQUENCIES] = RotaryEmbedding(options.head_dim).inverse_frequencies
+    return Weights(options, tokenizer, tensors, (*notes, *dropout_notes(config), *dropped))
+
+
+def write_huggingface(weights: Weights, directory: Path, dtype: str) -> tuple[str, ...]:
+    """Write an EsmForMaskedLM directory with its tokenizer; returns what is not carried."""
+    options, tokenizer = weights.options, weights.tokenizer
+    tensors = key_map(options, tokenizer, tokenizer.tokens).apply(weights.tensors, "the model")
+    del tensors[_TIED_DECODER]  # transformers ties it again; safetensors stores no tensor under two names
+    write_safetensors(cast(tensors, dtype), directory / SAFETENSORS_FILE)
+    config = {
+        "architectures": ["EsmForMaskedLM"],
+        "model_type": MODEL_TYPE,
+        **fields_from(options, tokenizer, dtype),
+        "emb_layer_norm_before": False,
+        "mask_token_id": tokenizer.mask_id,
+        "pad_token_id": tokenizer.pad_id,
+        "eos_token_id": tokenizer.eos_id,
+    }
+    write_json(directory / CONFIG_JSON, config)
+    (directory / VOCABULARY_FILE).write_text("\n".join(tokenizer.tokens), encoding="utf-8")
+    special = {
+        "cls_token": tokenizer.tokens[tokenizer.cls_id],
+        "eos_token": tokenizer.tokens[tokenizer.eos_id],
+        "mask_token": tokenizer.tokens[tokenizer.mask_id],
+        "pad_token": tokenizer.tokens[tokenizer.pad_id],
+        "unk_token": tokenizer.tokens[tokenizer.unk_id],
+    }
+    write_json(directory / "special_tokens_map.json", special)
+    write_json(directory / "tokenizer_config.json", {"tokenizer_class": "EsmTokenizer", **special})
+    return ("esm.contact_head.regression: this model has none, so transformers' predict_contacts would be random",)
+
+
+def _with_current_names(tensors: Mapping[str, Tensor], directory: Path) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        name = key
+        for pattern, replacement in _OTHER_NAMES:
+            name = pattern.sub(replacement, name)
+        if name in renamed:
+            raise UserError(f"{directory}: it holds {name} twice, once under an older name; keep one of the two")
+        renamed[name] = tensor
+    return renamed
+
+
+def _read_vocabulary(directory: Path, config: ForeignConfig) -> tuple[Tokenizer, Sequence[str], list[str]]:
+    """The tokenizer with the tokens of vocab.txt, those tokens in the file's order, and a note if there is no file."""
+    path = directory / VOCABULARY_FILE
+    size = config.get("vocab_size", int)
+    notes = []
+    if path.is_file():
+        tokens: Sequence[str] = path.read_text(encoding="utf-8", errors="replace").split()
+    else:
+        tokens = get_tokenizer("esm2").tokens
+        notes.append(f"{VOCABULARY_FILE}: there is none; ESM-2's tokens are assumed, whose number fits")
+    fitting = [t for t in map(get_tokenizer, TOKENIZER_NAMES) if sorted(t.tokens) == sorted(tokens)]
+    if not fitting or len(tokens) != size:
+        raise UserError(
+            f"{path}: {len(tokens)} tokens for a vocab_size of {size} in {config.path.name}; expected one of the "
+            f"vocabularies {', '.join(TOKENIZER_NAMES)}, in any order"
+        )
+    tokenizer = fitting[0]
+    for name, token_id in (("mask_token_id", tokenizer.mask_id), ("pad_token_id", tokenizer.pad_id)):
+        config.require(name, tokens.index(tokenizer.tokens[token_id]), f"{path.name} has that token elsewhere")
+    return tokenizer, tokens, notes

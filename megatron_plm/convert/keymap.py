@@ -1,0 +1,161 @@
+"""The one mechanism of every converter: a table of (our names, their names, transform), read in either direction.
+
+A pattern holds `{i}` where the layer number stands. One table gives both directions, because every transform carries
+its inverse: `key_map.apply` goes from our names to theirs, `key_map.inverse.apply` comes back.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_plm.errors import UserError
+
+_MAX_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What happens to the tensors of one entry, and its exact inverse.
+
+    Both take and return lists, in the order of the entry's keys. A ValueError they raise names no key; `apply` adds it.
+    """
+
+    forward: Callable[[list[Tensor]], list[Tensor]]
+    backward: Callable[[list[Tensor]], list[Tensor]]
+
+    @property
+    def inverse(self) -> "Transform":
+        return Transform(self.backward, self.forward)
+
+
+IDENTITY = Transform(forward=list, backward=list)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a table: the tensors `ours` hold the same numbers as the tensors `theirs`.
+
+    With `{i}` on both sides the row stands for one entry a layer; with `{i}` on one side only, that side's list runs
+    over all layers. Keys in `optional` may be absent where they are read; they are always produced.
+    """
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    transform: Transform = IDENTITY
+    optional: tuple[str, ...] = ()
+
+    @property
+    def inverse(self) -> "Entry":
+        return Entry(self.theirs, self.ours, self.transform.inverse, self.optional)
+
+    def expand(self, num_layers: int) -> list["Entry"]:
+        """The entries without wildcard that this one stands for in a model of `num_layers` layers."""
+
+        def over_layers(patterns: Sequence[str]) -> tuple[str, ...]:
+            return tuple(key for pattern in patterns for key in _layers_of(pattern, num_layers))
+
+        def of_layer(patterns: Sequence[str], i: int) -> tuple[str, ...]:
+            return tuple(pattern.replace("{i}", str(i)) for pattern in patterns)
+
+        if _has_wildcard(self.ours) and _has_wildcard(self.theirs):
+            sides = (self.ours, self.theirs, self.optional)
+            layers = [[of_layer(side, i) for side in sides] for i in range(num_layers)]
+        else:
+            layers = [[over_layers(side) for side in (self.ours, self.theirs, self.optional)]]
+        return [Entry(ours, theirs, self.transform, optional) for ours, theirs, optional in layers]
+
+
+def module(ours: str, *theirs: str, transform: Transform = IDENTITY) -> list[Entry]:
+    """The entries of the `weight` and the `bias` of a module of ours and one or more of theirs."""
+    return [
+        Entry((f"{ours}.{kind}",), tuple(f"{name}.{kind}" for name in theirs), transform) for kind in ("weight", "bias")
+    ]
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """A table expanded for one model: every key of either side stands in exactly one entry."""
+
+    entries: tuple[Entry, ...]
+
+    @staticmethod
+    def build(table: Iterable[Entry], num_layers: int) -> "KeyMap":
+        """Expand a table; ValueError if it claims a key twice."""
+        entries = tuple(entry for row in table for entry in row.expand(num_layers))
+        for side in ("ours", "theirs"):
+            claims = Counter(key for entry in entries for key in getattr(entry, side))
+            twice = [key for key, count in claims.items() if count > 1]
+            if twice:
+                raise ValueError(f"the table claims {', '.join(twice)} twice")
+        return KeyMap(entries)
+
+    @property
+    def inverse(self) -> "KeyMap":
+        return KeyMap(tuple(entry.inverse for entry in self.entries))
+
+    def apply(self, tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
+        """Rename and transform `tensors`; works on tensors of the meta device, too.
+
+        Raises UserError, naming `place`, if keys are missing or left over, or if a transform finds them unfit.
+        """
+        known = {key for entry in self.entries for key in entry.ours}
+        optional = {key for entry in self.entries for key in entry.optional}
+        check_keys(tensors, known, optional, place)
+        result: dict[str, Tensor] = {}
+        for entry in self.entries:
+            sources = [tensors[key] for key in entry.ours if key in tensors]
+            if not sources:
+                continue  # every key of the entry is optional and absent
+            try:
+                targets = entry.transform.forward(sources)
+            except ValueError as error:
+                raise UserError(f"{place}: {listed(entry.ours)}: {error}") from None
+            result.update(zip(entry.theirs, targets, strict=True))
+        return result
+
+    def shapes(self, ours: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
+        """The shapes of their tensors for tensors of ours of the given shapes."""
+        meta = {key: torch.empty(shape, device="meta") for key, shape in ours.items()}
+        return {key: tensor.shape for key, tensor in self.apply(meta, "shapes").items()}
+
+
+def check_keys(tensors: Iterable[str], known: set[str], optional: set[str], place: str) -> None:
+    """Raise UserError listing what `place` lacks of `known` and what it holds beyond; `optional` may be absent."""
+    present = set(tensors)
+    missing, unknown = sorted(known - optional - present), sorted(present - known)
+    faults = [
+        f"{len(keys)} {'tensor is' if len(keys) == 1 else 'tensors are'} {fault} ({listed(keys)})"
+        for keys, fault in ((missing, "missing"), (unknown, "unknown"))
+        if keys
+    ]
+    if faults:
+        raise UserError(
+            f"{place}: {' and '.join(faults)}; give a complete checkpoint of the model that its configuration describes"
+        )
+
+
+def check_shapes(found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size], place: str) -> None:
+    """Raise UserError naming the first tensor of another shape than `expected`, and both shapes."""
+    for key in sorted(found):
+        if found[key] != expected[key]:
+            raise UserError(
+                f"{place}: {key} has shape {list(found[key])}, but the configuration beside it describes "
+                f"{list(expected[key])}; give the configuration that belongs to these weights"
+            )
+
+
+def listed(keys: Sequence[str]) -> str:
+    """The keys, comma-separated, the long tail as a count."""
+    rest = len(keys) - _MAX_LISTED
+    return ", ".join(keys[:_MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _has_wildcard(patterns: Sequence[str]) -> bool:
+    return any("{i}" in pattern for pattern in patterns)
+
+
+def _layers_of(pattern: str, num_layers: int) -> list[str]:
+    return [pattern.replace("{i}", str(i)) for i in range(num_layers if "{i}" in pattern else 1)]

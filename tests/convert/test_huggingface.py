@@ -1,0 +1,276 @@
+"""Conversion from and to EsmForMaskedLM, against transformers' own model, files and tokenizer."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from convert_sample import (
+    SHAPES,
+    TINY,
+    options_of,
+    our_logits,
+    pack,
+    random_sequences,
+    random_weights,
+    randomize,
+    same_tensors,
+)
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from megatron_plm.config.options import ModelOptions
+from megatron_plm.convert.huggingface import NOT_CARRIED, read_huggingface, write_huggingface
+from megatron_plm.convert.pretrained import load_pretrained
+from megatron_plm.convert.weights import Weights
+from megatron_plm.errors import UserError
+from megatron_plm.tokenizers import get_tokenizer
+
+transformers = pytest.importorskip("transformers")
+transformers.logging.set_verbosity_error()
+
+ESM2 = get_tokenizer("esm2")
+LENGTHS = (13, 37, 3, 22)
+# Both compute in fp32 and differ in the order of sums only; the project's bar for logits of order one.
+TOLERANCE = 1e-5
+
+
+def their_model(options: ModelOptions, seed: int = 0) -> torch.nn.Module:
+    config = transformers.EsmConfig(
+        vocab_size=ESM2.vocab_size,
+        mask_token_id=ESM2.mask_id,
+        pad_token_id=ESM2.pad_id,
+        hidden_size=options.hidden_size,
+        num_hidden_layers=options.num_layers,
+        num_attention_heads=options.num_attention_heads,
+        intermediate_size=options.ffn_size,
+        layer_norm_eps=options.layernorm_epsilon,
+        position_embedding_type="rotary",
+        token_dropout=options.token_dropout,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    model = transformers.EsmForMaskedLM(config).eval()
+    randomize(model, seed)
+    return model
+
+
+@torch.no_grad()
+def their_logits(model: torch.nn.Module, sequences: list[Tensor]) -> Tensor:
+    """Logits of the real tokens of one padded batch, sequence after sequence."""
+    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=ESM2.pad_id)
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    real = torch.arange(ids.shape[1]) < lengths[:, None]
+    return model(input_ids=ids, attention_mask=real.long()).logits[real]
+
+
+def write(weights: Weights, path: Path, dtype: str = "float32") -> Path:
+    path.mkdir(exist_ok=True)
+    write_huggingface(weights, path, dtype)
+    return path
+
+
+@pytest.mark.parametrize("token_dropout", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("direction", ["theirs to ours", "ours to theirs"])
+def test_logits_equal_those_of_transformers(
+    shape: tuple[int, int, int, int], token_dropout: bool, direction: str, tmp_path: Path
+) -> None:
+    options = options_of(shape, token_dropout=token_dropout)
+    if direction == "theirs to ours":
+        theirs = their_model(options)
+        theirs.save_pretrained(tmp_path)
+        ours = load_pretrained(tmp_path).model
+    else:
+        weights = random_weights(options)
+        ours = weights.build()
+        theirs = transformers.AutoModelForMaskedLM.from_pretrained(write(weights, tmp_path)).eval()
+
+    worst = 0.0
+    for masked in (0.0, 0.3):
+        sequences = random_sequences(ESM2, LENGTHS, masked=masked)
+        expected = their_logits(theirs, sequences)
+        assert expected.abs().max() > 1  # the tolerance is meant for logits of this size
+        padded = pack(sequences, range(len(sequences)), max(LENGTHS), ESM2.pad_id)
+        packed = pack(sequences, [0] * len(sequences), sum(LENGTHS), ESM2.pad_id)
+        packed_and_padded = pack(sequences, [0, 0, 1, 1], 61, ESM2.pad_id)
+        for layout in (padded, packed, packed_and_padded):
+            worst = max(worst, (our_logits(ours, layout) - expected).abs().max().item())
+    print(f"max abs logit difference {worst:.1e}")  # pytest -rP shows it; docs/converters.md states the largest
+    assert worst <= TOLERANCE
+
+
+def test_a_sequence_alone_without_attention_mask_gives_the_same_logits(tmp_path: Path) -> None:
+    weights = random_weights()
+    theirs = transformers.AutoModelForMaskedLM.from_pretrained(write(weights, tmp_path)).eval()
+    (sequence,) = random_sequences(ESM2, [40], masked=0.5)
+    with torch.no_grad():
+        expected = theirs(input_ids=sequence[None]).logits[0]
+    ours = our_logits(weights.build(), pack([sequence], [0], 40, ESM2.pad_id))
+    assert (ours - expected).abs().max() <= TOLERANCE
+
+
+def test_rotary_frequencies_reach_transformers_as_they_are(tmp_path: Path) -> None:
+    weights = random_weights()
+    theirs = transformers.AutoModelForMaskedLM.from_pretrained(write(weights, tmp_path))
+    found = [buffer for name, buffer in theirs.named_buffers() if name.endswith("inv_freq")]
+    assert found  # one, or one a layer
+    assert all(torch.equal(buffer, weights.tensors["encoder.rotary.inverse_frequencies"]) for buffer in found)
+
+
+@pytest.mark.parametrize("tokenizer", ["esm2", "tape-iupac"])
+def test_a_round_trip_changes_no_bit(tokenizer: str, tmp_path: Path) -> None:
+    for number, shape in enumerate(SHAPES):
+        weights = random_weights(options_of(shape, tokenizer=tokenizer, token_dropout=number % 2 == 0), seed=number)
+        back = read_huggingface(write(weights, tmp_path))
+        assert same_tensors(back.tensors, weights.tensors)
+        assert (back.options, back.tokenizer, back.notes) == (weights.options, weights.tokenizer, ())
+
+
+@pytest.mark.parametrize("name", ["esm2", "tape-iupac"])
+def test_autotokenizer_gives_our_ids(name: str, tmp_path: Path) -> None:
+    tokenizer = get_tokenizer(name)
+    write(random_weights(options_of((1, 24, 2, 96), tokenizer=name)), tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert len(theirs) == tokenizer.vocab_size
+    for sequence in ("MKTAYIAKQRQISFVKSHFSRQ", "ACDEFGHIKLMNPQRSTVWYXBUZO", "AJA"):
+        expected = [tokenizer.cls_id, *tokenizer.encode(sequence).tolist(), tokenizer.eos_id]
+        assert theirs(sequence)["input_ids"] == expected
+    assert theirs("AA<mask>C")["input_ids"][3] == tokenizer.mask_id
+    batch = theirs(["AAAA", "A"], padding=True)
+    assert batch["input_ids"][1][3:] == [tokenizer.pad_id] * 3
+    assert theirs.decode(theirs("AC")["input_ids"], skip_special_tokens=True).replace(" ", "") == "AC"
+
+
+def test_transformers_finds_every_tensor_that_its_logits_need(tmp_path: Path) -> None:
+    write(random_weights(), tmp_path)
+    _, info = transformers.EsmForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    missing = set(info["missing_keys"]) - set(NOT_CARRIED)  # old versions also miss positions that rotary never reads
+    assert (missing, set(info["unexpected_keys"]), set(info["mismatched_keys"])) == (set(), set(), set())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_narrow_dtype_is_what_transformers_loads_and_what_comes_back(dtype: str, tmp_path: Path) -> None:
+    weights = random_weights()
+    write(weights, tmp_path, dtype)
+    kind = getattr(torch, dtype)
+    assert transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, torch_dtype="auto").dtype is kind
+    back = read_huggingface(tmp_path).tensors
+    for name, tensor in weights.tensors.items():
+        is_rotary = name.endswith("inverse_frequencies")
+        assert torch.equal(back[name], tensor if is_rotary else tensor.to(kind).float())
+
+
+def test_shards_and_pickled_weights_of_transformers_are_read(tmp_path: Path) -> None:
+    theirs = their_model(options_of(SHAPES[0]))
+    whole, sharded, pickled = (tmp_path / name for name in ("whole", "sharded", "pickled"))
+    theirs.save_pretrained(whole)
+    theirs.save_pretrained(sharded, max_shard_size="2MB")
+    assert not (sharded / "model.safetensors").exists()
+    pickled.mkdir()
+    (pickled / "config.json").write_bytes((whole / "config.json").read_bytes())
+    torch.save(theirs.state_dict(), pickled / "pytorch_model.bin")
+    expected = read_huggingface(whole).tensors
+    assert same_tensors(read_huggingface(sharded).tensors, expected)
+    assert same_tensors(read_huggingface(pickled).tensors, expected)
+
+    min(sharded.glob("model-*.safetensors")).unlink()
+    with pytest.raises(UserError, match=r"shard model-00001.* is missing"):
+        read_huggingface(sharded)
+
+
+def test_an_index_cannot_lead_out_of_its_directory(tmp_path: Path) -> None:
+    inside = write(random_weights(), tmp_path / "inside")
+    (inside / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    (inside / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../outside.safetensors"}}))
+    with pytest.raises(UserError, match=r"shard \.\./outside"):
+        read_huggingface(inside)
+
+
+def test_what_published_files_hold_beyond_the_model_is_dropped_with_its_reason(tmp_path: Path) -> None:
+    weights = random_weights()
+    tensors = load_file(write(weights, tmp_path) / "model.safetensors")
+    extra = {
+        "esm.contact_head.regression.weight": torch.zeros(1, 6),
+        "esm.contact_head.regression.bias": torch.zeros(1),
+        "esm.embeddings.position_embeddings.weight": torch.zeros(1026, 24),
+        "esm.embeddings.position_ids": torch.arange(1026)[None],
+    }
+    tied = {"lm_head.decoder.weight": tensors["esm.embeddings.word_embeddings.weight"].clone()}
+    save_file({**tensors, **extra, **tied}, tmp_path / "model.safetensors")
+    back = read_huggingface(tmp_path)
+    assert same_tensors(back.tensors, weights.tensors)
+    assert sorted(note.split(":")[0] for note in back.notes) == sorted(extra)
+
+
+def test_absent_rotary_frequencies_are_computed(tmp_path: Path) -> None:
+    tensors = load_file(write(random_weights(), tmp_path) / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if "inv_freq" not in k}, tmp_path / "model.safetensors")
+    found = read_huggingface(tmp_path).tensors["encoder.rotary.inverse_frequencies"]
+    assert torch.allclose(found, torch.tensor([10000 ** (-2 * i / TINY.head_dim) for i in range(TINY.head_dim // 2)]))
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("esm.encoder.layer.1.attention.self.rotary_embeddings.inv_freq", r"layer\.0.*inv_freq, .*layer\.1.*differ"),
+        ("lm_head.decoder.weight", r"word_embeddings\.weight, lm_head\.decoder\.weight: .* differ"),
+    ],
+)
+def test_tensors_that_must_be_equal_and_are_not_are_refused(key: str, message: str, tmp_path: Path) -> None:
+    tensors = load_file(write(random_weights(), tmp_path) / "model.safetensors")
+    source = tensors.get(key, tensors["esm.embeddings.word_embeddings.weight"])
+    save_file({**tensors, key: source + 1}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=message):
+        read_huggingface(tmp_path)
+
+
+def test_a_vocabulary_in_another_order_is_mapped_by_token(tmp_path: Path) -> None:
+    weights = random_weights()
+    tensors = load_file(write(weights, tmp_path) / "model.safetensors")
+    order = torch.randperm(ESM2.vocab_size, generator=torch.Generator().manual_seed(1)).tolist()
+    for name in ("esm.embeddings.word_embeddings.weight", "lm_head.bias"):
+        tensors[name] = torch.stack([tensors[name][i] for i in order])
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "vocab.txt").write_text("\n".join(ESM2.tokens[i] for i in order))
+    change_config(tmp_path, mask_token_id=order.index(ESM2.mask_id), pad_token_id=order.index(ESM2.pad_id))
+    assert same_tensors(read_huggingface(tmp_path).tensors, weights.tensors)
+
+
+def change_config(directory: Path, **fields: object) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"position_embedding_type": "absolute"}, 'position_embedding_type is "absolute"'),
+        ({"emb_layer_norm_before": True}, "emb_layer_norm_before is true"),
+        ({"is_decoder": True}, "is_decoder is true"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings is false"),
+        ({"rope_theta": 500000.0}, "rope_theta is 500000.0"),
+        ({"mask_token_id": 5}, "mask_token_id is 5"),
+        ({"num_hidden_layers": None}, "num_hidden_layers has no value"),
+        ({"hidden_size": "wide"}, 'hidden_size is "wide"'),
+        ({"num_attention_heads": 7}, "24 is not divisible"),
+        ({"vocab_size": 34}, "33 tokens for a vocab_size of 34"),
+        ({"intermediate_size": 97}, r"intermediate\.dense\.bias has shape \[96\], but .* \[97\]"),
+        ({"num_hidden_layers": 3}, r"16 tensors are missing \(esm\.encoder\.layer\.2"),
+        ({"num_hidden_layers": 1}, r"17 tensors are unknown \(esm\.encoder\.layer\.1"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_means_another_model_is_refused(
+    fields: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    write(random_weights(), tmp_path)
+    change_config(tmp_path, **fields)
+    with pytest.raises(UserError, match=message):
+        read_huggingface(tmp_path)
+
+
+def test_dropout_of_the_source_is_reported_as_lost(tmp_path: Path) -> None:
+    write(random_weights(), tmp_path)
+    change_config(tmp_path, hidden_dropout_prob=0.1)
+    assert read_huggingface(tmp_path).notes == ("hidden_dropout_prob 0.1: models here have no dropout",)

@@ -1,0 +1,131 @@
+"""The key-map mechanism and the tables built with it."""
+
+import pytest
+import torch
+from convert_sample import SHAPES, TINY, options_of, random_weights
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from megatron_plm.convert import huggingface, tape
+from megatron_plm.convert.keymap import Entry, KeyMap, Transform, module
+from megatron_plm.convert.transforms import chain, repeat, split_qkv, token_roles, vocabulary_rows
+from megatron_plm.convert.weights import Weights, native_shapes
+from megatron_plm.errors import UserError
+from megatron_plm.tokenizers import get_tokenizer
+
+ESM2 = get_tokenizer("esm2")
+
+
+def map_of(format_name: str, weights: Weights) -> KeyMap:
+    if format_name == "huggingface":
+        return huggingface.key_map(weights.options, weights.tokenizer, weights.tokenizer.tokens)
+    return tape.key_map(weights.options, weights.tokenizer)
+
+
+def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("format_name", ["huggingface", "proteinlm-tape"])
+def test_a_table_read_there_and_back_changes_nothing(format_name: str, shape: tuple[int, int, int, int]) -> None:
+    weights = random_weights(options_of(shape, tokenizer="tape-iupac"))
+    key_map = map_of(format_name, weights)
+    theirs = key_map.apply(weights.tensors, "ours")
+    assert equal(key_map.inverse.apply(theirs, "theirs"), weights.tensors)
+    assert equal(key_map.inverse.inverse.apply(weights.tensors, "ours"), theirs)
+    assert key_map.inverse.inverse == key_map
+
+
+@pytest.mark.parametrize("format_name", ["huggingface", "proteinlm-tape"])
+def test_a_table_claims_every_tensor_of_the_model_once(format_name: str) -> None:
+    weights = random_weights()
+    claimed = [key for entry in map_of(format_name, weights).entries for key in entry.ours]
+    assert sorted(claimed) == sorted(native_shapes(weights.options, weights.tokenizer))
+
+
+def test_the_table_names_exactly_the_tensors_of_transformers_model() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.EsmConfig(
+        vocab_size=33, mask_token_id=32, pad_token_id=1, hidden_size=TINY.hidden_size, intermediate_size=96,
+        num_hidden_layers=TINY.num_layers, num_attention_heads=3, position_embedding_type="rotary",
+    )  # fmt: skip
+    theirs = {k: v.shape for k, v in transformers.EsmForMaskedLM(config).state_dict().items()}
+    mapped = map_of("huggingface", random_weights()).shapes(native_shapes(TINY, ESM2))
+    # Versions of transformers keep the rotary frequencies in one place or in every layer.
+    mapped = {key: shape for key, shape in mapped.items() if "inv_freq" not in key}
+    theirs = {key: shape for key, shape in theirs.items() if "inv_freq" not in key}
+    assert {key: shape for key, shape in theirs.items() if key not in huggingface.NOT_CARRIED} == mapped
+
+
+def test_a_key_claimed_twice_is_a_fault_of_the_table() -> None:
+    with pytest.raises(ValueError, match="claims x twice"):
+        KeyMap.build([Entry(("a",), ("x",)), Entry(("b",), ("x",))], num_layers=1)
+    with pytest.raises(ValueError, match=r"claims layer\.1 twice"):
+        KeyMap.build([Entry(("a.{i}",), ("x.{i}",)), Entry(("b",), ("layer.{i}",)), Entry(("c",), ("layer.1",))], 2)
+
+
+def test_missing_and_left_over_keys_are_listed_in_both_directions() -> None:
+    key_map = KeyMap.build(module("a.{i}", "x.{i}"), num_layers=2)
+    one = torch.ones(1)
+    with pytest.raises(UserError, match=r"ours: 1 tensor is missing \(a\.1\.bias\) and 1 tensor is unknown \(b\)"):
+        key_map.apply({"a.0.weight": one, "a.0.bias": one, "a.1.weight": one, "b": one}, "ours")
+    with pytest.raises(UserError, match=r"theirs: 3 tensors are missing \(x\.0\.bias, x\.1\.bias, x\.1\.weight\)"):
+        key_map.inverse.apply({"x.0.weight": one}, "theirs")
+
+
+def test_a_wildcard_on_one_side_gathers_all_layers() -> None:
+    key_map = KeyMap.build([Entry(("one",), ("each.{i}",), repeat(3), optional=("each.{i}",))], num_layers=3)
+    tensor = torch.arange(2.0)
+    theirs = key_map.apply({"one": tensor}, "ours")
+    assert equal(theirs, dict.fromkeys(["each.0", "each.1", "each.2"], tensor))
+    assert equal(key_map.inverse.apply({"each.2": tensor}, "theirs"), {"one": tensor})
+    assert key_map.inverse.apply({}, "theirs") == {}
+    with pytest.raises(UserError, match=r"theirs: each\.0, each\.1, each\.2: they must be equal"):
+        key_map.inverse.apply({**theirs, "each.1": tensor + 1}, "theirs")
+
+
+def test_a_chain_runs_backwards_in_reverse_order() -> None:
+    add = Transform(lambda ts: [t + 1 for t in ts], lambda ts: [t - 1 for t in ts])
+    double = Transform(lambda ts: [t * 2 for t in ts], lambda ts: [t / 2 for t in ts])
+    both = chain(add, double)
+    assert both.forward([torch.tensor(3.0)]) == [torch.tensor(8.0)]
+    assert both.backward([torch.tensor(8.0)]) == [torch.tensor(3.0)]
+    assert both.inverse.forward([torch.tensor(8.0)]) == [torch.tensor(3.0)]
+
+
+@given(heads=st.integers(1, 5), size=st.integers(1, 4), width=st.integers(0, 3))
+def test_query_key_and_value_take_their_rows_of_each_head(heads: int, size: int, width: int) -> None:
+    shape = (heads * 3 * size, width) if width else (heads * 3 * size,)  # without width: a bias
+    qkv = torch.arange(torch.Size(shape).numel()).view(shape)
+    transform = split_qkv(heads)
+    parts = transform.forward([qkv])
+    for which, part in enumerate(parts):
+        for head in range(heads):
+            for row in range(size):
+                assert torch.equal(part[head * size + row], qkv[head * 3 * size + which * size + row])
+    assert torch.equal(transform.backward(parts)[0], qkv)
+
+
+@given(st.permutations(ESM2.tokens), st.integers(0, 2))
+def test_vocabulary_rows_follow_their_tokens(theirs: list[str], width: int) -> None:
+    table = torch.arange(33 * max(width, 1)).view(33, width) if width else torch.arange(33)
+    transform = vocabulary_rows(ESM2.tokens, theirs)
+    (moved,) = transform.forward([table])
+    assert all(torch.equal(moved[theirs.index(token)], table[i]) for i, token in enumerate(ESM2.tokens))
+    assert torch.equal(transform.backward([moved])[0], table)
+
+
+def test_a_token_without_a_row_stops_only_the_direction_that_needs_it() -> None:
+    transform = vocabulary_rows(["a", "b", "c"], ["c", "a"])
+    assert transform.forward([torch.tensor([0, 1, 2])])[0].tolist() == [2, 0]
+    with pytest.raises(ValueError, match="no row for b"):
+        transform.backward([torch.tensor([2, 0])])
+
+
+def test_special_tokens_of_the_two_vocabularies_match_by_role() -> None:
+    iupac = get_tokenizer("tape-iupac")
+    assert set(token_roles(ESM2)) - set(token_roles(iupac)) == {".", "-", "<null_1>"}
+    assert set(token_roles(iupac)) <= set(token_roles(ESM2))
+    assert token_roles(iupac)[iupac.tokens.index("<sep>")] == "<eos>"
