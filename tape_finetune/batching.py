@@ -1,0 +1,73 @@
+"""From proteins to one packed row, without any padding, and from a split to batches."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from megatron_plm.data.order import permute
+from megatron_plm.philox import derive_key
+from megatron_plm.tokenizers import Tokenizer
+from tape_finetune.data import Example
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Proteins end to end in one row of T tokens, R of them residues; the first four are the encoder's arguments."""
+
+    tokens: Tensor  # int64 [1, T]
+    positions: Tensor  # int64 [1, T], 0 at the first token of each protein
+    segment_ids: Tensor  # int64 [1, T], 1, 2, …
+    cu_seqlens: Tensor  # int32 [number of proteins + 1], from 0 to T
+    residue_index: Tensor  # int64 [R], where in the row the residues are, in order
+    lengths: tuple[int, ...]  # residues of each protein; they add up to R
+
+
+def pack(examples: Sequence[Example], tokenizer: Tokenizer) -> Packed:
+    """Lay `<cls> residues <eos>` of each protein end to end; a cut end, as in pretraining, has no `<eos>`."""
+    pieces, lengths = [], []
+    for example in examples:
+        residues = tokenizer.encode(example.sequence)
+        end = () if example.cropped else (tokenizer.eos_id,)
+        pieces.append(np.concatenate([[tokenizer.cls_id], residues, end]).astype(np.int64))
+        lengths.append(len(residues))
+    sizes = np.array([len(piece) for piece in pieces])
+    ends = np.cumsum(sizes)
+    first_residues = np.repeat(ends - sizes + 1, lengths)
+    return Packed(
+        tokens=torch.from_numpy(np.concatenate(pieces))[None],
+        positions=torch.from_numpy(offsets(sizes))[None],
+        segment_ids=torch.from_numpy(np.repeat(np.arange(1, len(pieces) + 1), sizes))[None],
+        cu_seqlens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
+        residue_index=torch.from_numpy(first_residues + offsets(lengths)),
+        lengths=tuple(lengths),
+    )
+
+
+def offsets(lengths: NDArray[np.integer] | Sequence[int]) -> NDArray[np.int64]:
+    """0, 1, … up to each length, one after the other: int64 [sum of lengths]."""
+    lengths = np.asarray(lengths, dtype=np.int64)
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def shuffled_batches(num_examples: int, batch_size: int, *, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
+    """Indices of each batch of one epoch; every example once, in an order that (seed, epoch) decides."""
+    order = permute(np.arange(num_examples), num_examples, derive_key("finetune", seed, epoch))
+    for start in range(0, num_examples, batch_size):
+        yield order[start : start + batch_size]
+
+
+def length_batches(lengths: Sequence[int], max_residues: int) -> Iterator[NDArray[np.int64]]:
+    """Indices of batches of similar length and of at most `max_residues` (or one protein), shortest proteins first."""
+    batch: list[int] = []
+    for index in np.argsort(lengths, kind="stable").tolist():
+        # The longest comes last, so this bounds the batch with its own proteins.
+        if batch and (len(batch) + 1) * lengths[index] > max_residues:
+            yield np.array(batch)
+            batch = []
+        batch.append(index)
+    if batch:
+        yield np.array(batch)

@@ -1,0 +1,141 @@
+"""Training of a task model: epochs over the labelled proteins, the best one kept.
+
+One optimizer step is `batch_size` proteins. Their loss is the sum over their labels divided by the number of labels,
+however many passes (`accumulation`) the step is cut into. Gradients are cleared after every step.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_plm.data.order import permute
+from megatron_plm.errors import UserError
+from megatron_plm.philox import derive_key
+from megatron_plm.training.optimizer import build_optimizer, clip_gradients, set_learning_rate
+from megatron_plm.training.schedule import learning_rate
+from tape_finetune.batching import shuffled_batches
+from tape_finetune.model import TaskModel
+from tape_finetune.progress import track
+from tape_finetune.scoring import score_one
+from tape_finetune.source import Source
+from tape_finetune.tasks import Task
+
+_CALIBRATION_PROTEINS = 256
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How to train; `warmup` of None is a tenth of all steps, `patience` of None never stops early."""
+
+    epochs: int
+    batch_size: int
+    accumulation: int
+    learning_rate: float
+    warmup: int | None
+    weight_decay: float
+    max_grad_norm: float
+    patience: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training split: mean loss a label, and the primary metric on the validation split."""
+
+    epoch: int
+    train_loss: float
+    valid_metric: float
+
+
+def fit(
+    model: TaskModel,
+    task: Task,
+    train: Source,
+    valid: Source,
+    primary_metric: str,
+    options: FitOptions,
+    report: Callable[[Epoch], None],
+) -> list[Epoch]:
+    """Train, and leave the model with the weights of the epoch that is best on `valid`; `report` gets each epoch."""
+    calibrate(model, train, options.seed)
+    optimizer = build_optimizer(model, lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.999))
+    steps_per_epoch = math.ceil(len(train.examples) / options.batch_size)
+    total = steps_per_epoch * options.epochs
+    warmup = total // 10 if options.warmup is None else options.warmup
+    epochs: list[Epoch] = []
+    best: Epoch | None = None
+    best_weights: dict[str, Tensor] = {}
+    for number in range(1, options.epochs + 1):
+        batches = list(shuffled_batches(len(train.examples), options.batch_size, seed=options.seed, epoch=number))
+        loss_sum, num_labels = 0.0, 0
+        for index, batch in enumerate(track(batches, f"epoch {number}")):
+            step = (number - 1) * steps_per_epoch + index
+            peak = options.learning_rate
+            set_learning_rate(
+                optimizer, learning_rate(step, peak=peak, minimum=0.0, warmup=warmup, total=total, style="linear")
+            )
+            parts = [part.tolist() for part in np.array_split(batch, options.accumulation) if len(part)]
+            batch_loss, batch_labels, _ = train_step(model, task, train, parts, optimizer, options.max_grad_norm)
+            loss_sum, num_labels = loss_sum + batch_loss, num_labels + batch_labels
+        if not math.isfinite(loss_sum):
+            raise UserError(f"epoch {number}: the training loss is no longer a number; lower --learning_rate")
+        epoch = Epoch(number, loss_sum / num_labels, score_one(valid, task, primary_metric))
+        epochs.append(epoch)
+        report(epoch)
+        if best is None or is_better(epoch.valid_metric, best.valid_metric, primary_metric in task.lower_is_better):
+            best, best_weights = epoch, _trained_weights(model)
+        elif options.patience is not None and number - best.epoch >= options.patience:
+            break
+    model.load_state_dict(best_weights, strict=False)
+    return epochs
+
+
+def train_step(
+    model: TaskModel,
+    task: Task,
+    source: Source,
+    parts: Sequence[Sequence[int]],
+    optimizer: torch.optim.Optimizer,
+    max_grad_norm: float,
+) -> tuple[float, int, float]:
+    """One optimizer step over the examples of all `parts`, a forward and backward pass each.
+
+    Returns the summed loss, the number of labels and the norm of the gradient before clipping. A batch without any
+    label changes nothing.
+    """
+    num_labels = sum(task.num_labels(example) for part in parts for example in source.chosen(part))
+    if num_labels == 0:
+        return 0.0, 0, 0.0
+    loss_sum = 0.0
+    for part in parts:
+        loss = task.loss(source.outputs(part), source.chosen(part))
+        (loss / num_labels).backward()
+        loss_sum += loss.item()
+    norm = clip_gradients(model, max_grad_norm).item()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss_sum, num_labels, norm
+
+
+@torch.no_grad()
+def calibrate(model: TaskModel, train: Source, seed: int) -> None:
+    """Set the head's feature scale from a sample of training proteins that `seed` decides."""
+    num_examples = len(train.examples)
+    sample = permute(np.arange(min(num_examples, _CALIBRATION_PROTEINS)), num_examples, derive_key("calibrate", seed))
+    model.head.standardize.fit(torch.cat([train.features([index]) for index in sample.tolist()]))
+
+
+def is_better(value: float, best: float, lower_is_better: bool) -> bool:
+    """Whether an epoch's metric beats the best so far; an undefined one (NaN) beats nothing and loses to any."""
+    if math.isnan(value) or math.isnan(best):
+        return not math.isnan(value)
+    return value < best if lower_is_better else value > best
+
+
+def _trained_weights(model: TaskModel) -> dict[str, Tensor]:
+    """A copy of the parameters that training changes."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}

@@ -1,0 +1,160 @@
+"""What stands on top of the features: small modules from feature vectors to a task's outputs.
+
+Shapes: R residues of packed proteins, n proteins, D width of a feature vector, O outputs, L residues of one protein,
+K hidden units. A head's level says what it reads: "protein" the mean feature vectors [n, D], "residue" and "pair" the
+residues' [R, D].
+
+Every head first brings the features to a common scale, so that one learning rate suits encoders of any kind.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megatron_plm.philox import derive_key, normal
+
+Level = Literal["residue", "protein", "pair"]
+
+
+class Standardize(nn.Module):
+    """(x − mean) / scale with constants that `fit` takes from features of training proteins."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("scale", torch.ones(num_features))
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """Take mean and standard deviation of x [rows, D]; a feature that varies less than the average one is divided
+        by the average deviation, so that a rare letter is not blown up."""
+        variance = x.var(0, correction=0)
+        variance = torch.maximum(variance, variance.mean())
+        self.mean.copy_(x.mean(0))
+        self.scale.copy_(torch.where(variance > 0, variance, 1.0).sqrt())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.scale
+
+
+class Head(nn.Module):
+    """A head reads features and the proteins' lengths; `seed` and the parameters' names decide its first weights."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.standardize = Standardize(num_features)
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> None:
+        """Matrices normal with deviation fan-in^-½, biases 0."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                parameter.zero_()
+                continue
+            values = torch.from_numpy(normal(derive_key("head", seed, name), 0, parameter.numel()))
+            parameter.copy_(values.view(parameter.shape) / math.sqrt(parameter[0].numel()))
+
+    def forward(self, features: Tensor, lengths: Sequence[int]) -> Tensor:
+        raise NotImplementedError
+
+
+class LinearHead(Head):
+    """One linear map of each feature vector, for probing: [R, D] → [R, O] or [n, D] → [n, O]."""
+
+    def __init__(self, num_features: int, num_outputs: int) -> None:
+        super().__init__(num_features)
+        self.output = nn.Linear(num_features, num_outputs)
+
+    def forward(self, features: Tensor, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002
+        return self.output(self.standardize(features))
+
+
+class MLPHead(Head):
+    """Linear, ReLU, linear on each protein's mean feature vector: [n, D] → [n, O]; TAPE's has the same shape."""
+
+    def __init__(self, num_features: int, num_outputs: int, hidden_size: int = 512) -> None:
+        super().__init__(num_features)
+        self.hidden = nn.Linear(num_features, hidden_size)
+        self.output = nn.Linear(hidden_size, num_outputs)
+
+    def forward(self, features: Tensor, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002
+        return self.output(F.relu(self.hidden(self.standardize(features))))
+
+
+class ConvHead(Head):
+    """Convolution over 5 residues, ReLU, convolution over 3: [R, D] → [R, O], zeros beyond each protein's ends.
+
+    The shape of TAPE's secondary-structure head (Rao et al. 2019, arXiv:1906.08230).
+    """
+
+    def __init__(self, num_features: int, num_outputs: int, hidden_size: int = 256) -> None:
+        super().__init__(num_features)
+        self.hidden = nn.Conv1d(num_features, hidden_size, kernel_size=5, padding=2)
+        self.output = nn.Conv1d(hidden_size, num_outputs, kernel_size=3, padding=1)
+
+    def forward(self, features: Tensor, lengths: Sequence[int]) -> Tensor:
+        # All proteins in one row, so far apart that no window reaches over a gap of zeros.
+        gap = 2
+        protein = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+        index_R = torch.arange(len(features)) + gap * protein
+        row = features.new_zeros(len(features) + gap * len(lengths), features.shape[1])
+        is_residue = features.new_zeros(len(row)).index_fill(0, index_R, 1.0)
+        row = row.index_copy(0, index_R, self.standardize(features))
+        hidden = F.relu(self.hidden(row.T[None])) * is_residue
+        return self.output(hidden)[0].T[index_R]
+
+
+class ContactHead(Head):
+    """Product and difference of two residues' vectors, then an MLP, symmetrised: [R, D] → [Σ L²] contact logits.
+
+    The logit of residues i and j is the mean of f(i, j) and f(j, i), f = v·ReLU(P (x_i ∘ x_j) + Q (x_i − x_j) + b) + c,
+    where x is a linear map of the features. Without the ReLU the differences would cancel, as they do in TAPE's head.
+    Each protein's L² pairs lie row by row, protein after protein.
+    """
+
+    def __init__(self, num_features: int, num_outputs: int = 1, width: int = 64, hidden_size: int = 32) -> None:
+        super().__init__(num_features)
+        self.project = nn.Linear(num_features, width)
+        self.product = nn.Linear(width, hidden_size)
+        self.difference = nn.Linear(width, hidden_size, bias=False)
+        self.output = nn.Linear(hidden_size, num_outputs)
+
+    def forward(self, features: Tensor, lengths: Sequence[int]) -> Tensor:
+        x_RD = self.project(self.standardize(features))
+        return torch.cat([self._pairs(x_LD).flatten() for x_LD in x_RD.split(list(lengths))])
+
+    def _pairs(self, x_LD: Tensor) -> Tensor:
+        """Logits [L, L]. P (x_i ∘ x_j) is K bilinear forms, so no [L, L, D] is ever made."""
+        products_KLL = (x_LD * self.product.weight[:, None, :]) @ x_LD.T + self.product.bias[:, None, None]
+        single_KL = self.difference(x_LD).T
+        hidden_KLL = F.relu(products_KLL + (single_KL[:, :, None] - single_KL[:, None, :]))
+        half_LL = torch.einsum("k,kij->ij", self.output.weight[0] / 2, hidden_KLL)
+        return half_LL + half_LL.T + self.output.bias
+
+
+class LinearContactHead(Head):
+    """A weighted product of two residues' vectors: [R, D] → [Σ L²] contact logits, laid out as in `ContactHead`.
+
+    Exactly what is left of a linear map of [product; difference] once it is symmetrised, that is, of TAPE's head.
+    """
+
+    def __init__(self, num_features: int, num_outputs: int = 1) -> None:
+        super().__init__(num_features)
+        self.output = nn.Linear(num_features, num_outputs)
+
+    def forward(self, features: Tensor, lengths: Sequence[int]) -> Tensor:
+        x_RD = self.standardize(features)
+        pairs = [(x_LD * self.output.weight) @ x_LD.T + self.output.bias for x_LD in x_RD.split(list(lengths))]
+        return torch.cat([pair_LL.flatten() for pair_LL in pairs])
+
+
+def mean_over_residues(features: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The mean feature vector of each protein: [R, D] → [n, D]."""
+    return torch.segment_reduce(features, "mean", lengths=torch.tensor(lengths), axis=0)

@@ -1,0 +1,105 @@
+"""A base model that turns proteins into feature vectors, with a task's head on top.
+
+Shapes: R residues of packed proteins, n proteins, D width of a feature vector.
+"""
+
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megatron_plm.config.options import ModelOptions
+from megatron_plm.convert.pretrained import load_pretrained
+from megatron_plm.errors import UserError
+from megatron_plm.model.initialize import initialize
+from megatron_plm.model.transformer import Encoder, MaskedLanguageModel
+from megatron_plm.tokenizers import Tokenizer, get_tokenizer
+from tape_finetune.batching import Packed
+from tape_finetune.heads import Head, Level, mean_over_residues
+
+_ONEHOT_TOKENIZER = "esm2"
+
+
+class BaseModel(nn.Module):
+    """From packed proteins to a feature vector a residue, [R, D]."""
+
+    def __init__(self, tokenizer: Tokenizer, num_features: int) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.num_features = num_features
+
+    def forward(self, packed: Packed) -> Tensor:
+        raise NotImplementedError
+
+
+class EncoderModel(BaseModel):
+    """The Transformer encoder's output."""
+
+    def __init__(self, encoder: Encoder, options: ModelOptions, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer, options.hidden_size)
+        self.options = options
+        self.encoder = encoder
+
+    def forward(self, packed: Packed) -> Tensor:
+        x_1TD = self.encoder(packed.tokens, packed.positions, packed.segment_ids, packed.cu_seqlens)
+        return x_1TD[0, packed.residue_index]
+
+
+class OneHotModel(BaseModel):
+    """No model at all: 1 at the residue's token and 0 elsewhere."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer, tokenizer.vocab_size)
+
+    def forward(self, packed: Packed) -> Tensor:
+        return F.one_hot(packed.tokens[0, packed.residue_index], self.num_features).float()
+
+
+class TaskModel(nn.Module):
+    """A base model and a head; the head's level says whether it reads residues or whole proteins."""
+
+    def __init__(self, base: BaseModel, head: Head, level: Level) -> None:
+        super().__init__()
+        self.base = base
+        self.head = head
+        self.level = level
+
+    def features(self, packed: Packed) -> Tensor:
+        """What the head reads: [n, D] for the level "protein", else [R, D]."""
+        features = self.base(packed)
+        return mean_over_residues(features, packed.lengths) if self.level == "protein" else features
+
+
+def transformer(path: Path) -> EncoderModel:
+    """The encoder of a checkpoint of any format that the converters read; raises UserError."""
+    pretrained = load_pretrained(path)
+    return EncoderModel(pretrained.model.encoder, pretrained.options, pretrained.tokenizer)
+
+
+def random_transformer(path: Path, seed: int) -> EncoderModel:
+    """The same architecture as `transformer(path)`, with the weights that a pretraining from `seed` would start
+    from."""
+    pretrained = load_pretrained(path)
+    model = MaskedLanguageModel(pretrained.options, pretrained.tokenizer)
+    initialize(model, pretrained.options, seed)
+    return EncoderModel(model.encoder, pretrained.options, pretrained.tokenizer)
+
+
+BASE_MODELS = ("transformer", "random", "onehot")
+
+
+def build_base(name: str, from_pretrained: Path | None, seed: int) -> BaseModel:
+    """The base model of that name; raises UserError where `from_pretrained` is missing, has no use or is unreadable."""
+    if name == "onehot":
+        if from_pretrained is not None:
+            raise UserError("--from_pretrained has no use with the base model onehot; leave it out")
+        return OneHotModel(get_tokenizer(_ONEHOT_TOKENIZER))
+    if from_pretrained is None:
+        what = "the weights of" if name == "transformer" else "the architecture of"
+        raise UserError(f"the base model {name} needs --from_pretrained PATH, {what} a checkpoint directory")
+    return transformer(from_pretrained) if name == "transformer" else random_transformer(from_pretrained, seed)
+
+
+def num_parameters(module: nn.Module, *, trained_only: bool = False) -> int:
+    """How many parameters a module has."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained_only)

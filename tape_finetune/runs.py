@@ -1,0 +1,187 @@
+"""The directory of a fine-tuning run, RESULTS/TASK-MODEL-SUFFIX/.
+
+results.json        what came out: scores of every split with intervals, and the course of training
+run.json            what is needed to use the model again: task, head, architecture, data folder
+model.safetensors   weights of base model and head ("base.*", "head.*")
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load_file, save_file
+
+from megatron_plm.config.options import ModelOptions
+from megatron_plm.errors import UserError
+from megatron_plm.files import atomic_file
+from megatron_plm.model.transformer import Encoder
+from megatron_plm.tokenizers import get_tokenizer
+from tape_finetune.bootstrap import Interval
+from tape_finetune.data import Split
+from tape_finetune.model import BaseModel, EncoderModel, OneHotModel, TaskModel
+from tape_finetune.tasks import TASKS, Task
+
+RESULTS_FILE, RUN_FILE, WEIGHTS_FILE = "results.json", "run.json", "model.safetensors"
+FORMAT, VERSION = "megatron-plm-finetuned", 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model with what is needed to score it on further data."""
+
+    model: TaskModel
+    task: Task
+    base_model: str
+    head: str
+    primary_metric: str
+    max_length: int | None  # residues; longer proteins are cropped
+    data_dir: Path | None  # None is the task's default place
+    seed: int
+
+    def files(self, data_dir: Path | None = None) -> dict[str, Path]:
+        """The files of the splits, in `data_dir` or where the run had them."""
+        return self.task.files(data_dir or self.data_dir)
+
+
+def directory_name(task: str, base_model: str, time_or_name: str) -> str:
+    """TASK-MODEL-SUFFIX; the suffix is the name given, or for "time" the time and six random digits."""
+    suffix = time_or_name
+    if time_or_name == "time":
+        suffix = f"{time.strftime('%y-%m-%d-%H-%M-%S')}_{secrets.randbelow(10**6):06d}"
+    if not suffix or Path(suffix).name != suffix:
+        raise UserError(f"--time_or_name {time_or_name!r}: expected 'time' or a name without slashes")
+    return f"{task}-{base_model}-{suffix}"
+
+
+def split_result(split: Split, scores: Mapping[str, Interval]) -> dict[str, Any]:
+    """One entry of `splits` in results.json."""
+    return {
+        "num_examples": len(split.examples),
+        "cropped": split.num_cropped,
+        "file": split.path.name,
+        "sha256": split.sha256,
+        "metrics": {name: asdict(interval) for name, interval in scores.items()},
+    }
+
+
+def save_run(directory: Path, run: Run) -> None:
+    """Write run.json and model.safetensors into an existing directory."""
+    base = run.model.base
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "task": {"name": run.task.name, "state": run.task.state()},
+        "base_model": run.base_model,
+        "head": run.head,
+        "tokenizer": {"name": base.tokenizer.name, "sha256": base.tokenizer.sha256},
+        "model": asdict(base.options) if isinstance(base, EncoderModel) else None,
+        "primary_metric": run.primary_metric,
+        "max_length": run.max_length,
+        "data_dir": None if run.data_dir is None else str(run.data_dir),
+        "seed": run.seed,
+    }
+    write_json(directory / RUN_FILE, document)
+    save_file(run.model.state_dict(), directory / WEIGHTS_FILE)
+
+
+def load_run(directory: Path, *, base_model: str, task: str) -> Run:
+    """Read what `save_run` wrote; raises UserError where it is no such directory, or one of another model or task."""
+    document = read_json(directory / RUN_FILE)
+    try:
+        if document["format"] != FORMAT or document["version"] != VERSION:
+            raise ValueError(f"not {FORMAT} version {VERSION}")
+        for what, asked, found in (
+            ("base model", base_model, document["base_model"]),
+            ("task", task, document["task"]["name"]),
+        ):
+            if asked != found:
+                raise UserError(f"{directory}: this run has the {what} {found!r}, not {asked!r}; name {found} instead")
+        base = _rebuild_base(directory, document)
+        saved_task = TASKS[task].from_state(document["task"]["state"])
+        head = saved_task.heads[document["head"]](base.num_features, saved_task.num_outputs)
+        model = TaskModel(base, head, saved_task.level)
+        data_dir = document["data_dir"]
+        run = Run(
+            model=model,
+            task=saved_task,
+            base_model=base_model,
+            head=document["head"],
+            primary_metric=document["primary_metric"],
+            max_length=document["max_length"],
+            data_dir=None if data_dir is None else Path(data_dir),
+            seed=document["seed"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{directory / RUN_FILE}: not the description of a fine-tuned model: {error}") from None
+    _load_weights(model, directory / WEIGHTS_FILE)
+    return run
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a run directory; raises UserError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give a directory that tape_finetune/tape_train.py wrote"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); train again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object; train again")
+    return value
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON object; the file is complete or as it was."""
+    with atomic_file(path) as aside:
+        aside.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def score_lines(splits: Mapping[str, Mapping[str, Any]], metrics: Sequence[str]) -> list[str]:
+    """A table of the scores of results.json's `splits`, for the terminal."""
+    width = max(len(name) for name in (*splits, *metrics)) + 2
+    lines = [f"{'split':<{width}}{'metric':<{width}}{'value':>8}   95 % interval    examples"]
+    for split, result in splits.items():
+        for metric in metrics:
+            score = result["metrics"][metric]
+            interval = f"[{score['low']:.3f}, {score['high']:.3f}]"
+            line = f"{split:<{width}}{metric:<{width}}{score['value']:8.3f}   {interval:<17}{result['num_examples']}"
+            lines.append(line + (f" ({result['cropped']} cropped)" if result["cropped"] else ""))
+    return lines
+
+
+def _rebuild_base(directory: Path, document: Mapping[str, Any]) -> BaseModel:
+    """The base model's architecture, its weights not loaded yet."""
+    tokenizer = get_tokenizer(document["tokenizer"]["name"])
+    if tokenizer.sha256 != document["tokenizer"]["sha256"]:
+        raise UserError(f"{directory}: the token list of {tokenizer.name!r} has changed since this run; train again")
+    if document["model"] is None:
+        return OneHotModel(tokenizer)
+    options = ModelOptions(**document["model"])
+    return EncoderModel(Encoder(options, tokenizer), options, tokenizer)
+
+
+def _load_weights(model: TaskModel, path: Path) -> None:
+    expected = model.state_dict()
+    try:
+        weights = load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: the weights cannot be read ({error}); train again") from None
+    for name in sorted(expected.keys() | weights.keys()):
+        if name not in weights or name not in expected:
+            raise UserError(
+                f"{path}: {name} is {'missing' if name in expected else 'not part of the model'}; "
+                "the weights are of another architecture than run.json describes"
+            )
+        if weights[name].shape != expected[name].shape:
+            raise UserError(
+                f"{path}: {name} has the shape {list(weights[name].shape)}, but run.json describes "
+                f"{list(expected[name].shape)}; the weights are of another architecture"
+            )
+    model.load_state_dict(weights)

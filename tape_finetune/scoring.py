@@ -1,0 +1,33 @@
+"""The scores of a model on one split."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from megatron_plm.philox import derive_key
+from tape_finetune.bootstrap import Interval, intervals, point_value
+from tape_finetune.metrics import Metric
+from tape_finetune.progress import track
+from tape_finetune.source import Source
+from tape_finetune.tasks import Task
+
+
+def score(source: Source, task: Task, *, split: str, seed: int) -> dict[str, Interval]:
+    """Every metric of the task with its bootstrap interval, whose draws (seed, task, split) decide."""
+    table = observe(source, task, description=f"scoring {split}")
+    return intervals(table, len(source.examples), derive_key("bootstrap", seed, task.name, split))
+
+
+def score_one(source: Source, task: Task, metric: str) -> float:
+    """One metric without an interval."""
+    return point_value(observe(source, task, description="validating")[metric], len(source.examples))
+
+
+@torch.no_grad()
+def observe(source: Source, task: Task, *, description: str) -> Mapping[str, Metric]:
+    """Run the model over the split; the metrics, to be evaluated with weights for the examples in their order."""
+    batches = source.batches()
+    parts = [task.observe(source.outputs(indices), source.chosen(indices)) for indices in track(batches, description)]
+    place = np.argsort(np.concatenate(batches))
+    return task.metrics({name: np.concatenate([part[name] for part in parts])[place] for name in parts[0]})

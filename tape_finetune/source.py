@@ -1,0 +1,60 @@
+"""A split as the head sees it: features made by the base model when asked for, or made once and kept."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tape_finetune.batching import length_batches, pack
+from tape_finetune.data import Example
+from tape_finetune.model import TaskModel
+from tape_finetune.progress import track
+
+RESIDUES_AT_A_TIME = 4096  # of one pass without gradients
+
+
+class Source:
+    """The examples of one split, and the outputs of a model for any of them."""
+
+    def __init__(self, model: TaskModel, examples: Sequence[Example]) -> None:
+        self._model = model
+        self.examples = examples
+        self._kept: list[Tensor] | None = None  # of each example [1, D] or [L, D], by the head's level
+
+    def batches(self) -> list[list[int]]:
+        """Indices of all examples in batches for a pass without gradients, similar lengths together."""
+        lengths = [len(example.sequence) for example in self.examples]
+        return [batch.tolist() for batch in length_batches(lengths, RESIDUES_AT_A_TIME)]
+
+    def keep_features(self, name: str) -> None:
+        """Compute the features of all examples once; from here on the base model is not asked any more.
+
+        They stay in memory: for each protein one vector of the features' width, for tasks on residues one a residue,
+        in float32.
+        """
+        kept: dict[int, Tensor] = {}
+        for indices in track(self.batches(), f"features of {name}"):
+            with torch.no_grad():
+                features = self.features(indices)
+            kept.update(zip(indices, features.split(self._rows(indices)), strict=True))
+        self._kept = [kept[index] for index in range(len(self.examples))]
+
+    def features(self, indices: Sequence[int]) -> Tensor:
+        """What the head reads of these examples: [n, D] or [R, D]."""
+        if self._kept is not None:
+            return torch.cat([self._kept[index] for index in indices])
+        return self._model.features(pack(self.chosen(indices), self._model.base.tokenizer))
+
+    def outputs(self, indices: Sequence[int]) -> Tensor:
+        """The head's outputs for these examples."""
+        lengths = [len(example.sequence) for example in self.chosen(indices)]
+        return self._model.head(self.features(indices), lengths)
+
+    def chosen(self, indices: Sequence[int]) -> list[Example]:
+        """The examples of these indices."""
+        return [self.examples[index] for index in indices]
+
+    def _rows(self, indices: Sequence[int]) -> list[int]:
+        if self._model.level == "protein":
+            return [1] * len(indices)
+        return [len(example.sequence) for example in self.chosen(indices)]

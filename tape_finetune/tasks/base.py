@@ -1,0 +1,108 @@
+"""What a task has to say: where its labels are, which head fits, what the loss and the scores are."""
+
+import argparse
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+from megatron_plm.errors import UserError, suggestion
+from tape_finetune.data import Example, Split
+from tape_finetune.heads import Head, Level
+from tape_finetune.metrics import Metric
+
+Observations = Mapping[str, NDArray[Any]]  # per example one row, what the metrics need to know of it
+
+
+HeadTable = Mapping[str, Callable[[int, int], Head]]  # (width of the features, outputs) → head
+
+
+class Task(ABC):
+    """One downstream task. Its heads and metrics are tables; the first entry is the default, or the primary one."""
+
+    name: ClassVar[str]
+    level: ClassVar[Level]
+    heads: ClassVar[HeadTable]
+    batch_size: ClassVar[int]  # the default, proteins a step
+    metric_names: tuple[str, ...]
+    lower_is_better: ClassVar[frozenset[str]] = frozenset()
+    metric_aliases: ClassVar[Mapping[str, str]] = {}  # other names that `--metrics` takes
+    num_outputs: int
+
+    @classmethod  # noqa: B027
+    def add_flags(cls, parser: argparse._ActionsContainer) -> None:
+        """Add the flags that only this task has; each must default to None."""
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> "Task":  # noqa: ARG003
+        """Set the task up for training; raises UserError."""
+        return cls()
+
+    def state(self) -> dict[str, Any]:
+        """What `from_state` needs, as JSON."""
+        return {}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Task":  # noqa: ARG003
+        """The task of a saved run."""
+        return cls()
+
+    @abstractmethod
+    def files(self, data_dir: Path | None) -> dict[str, Path]:
+        """The files of the splits in `data_dir`, or in the default place; raises UserError where there are none."""
+
+    def test_splits(self, files: Mapping[str, Path]) -> list[str]:
+        """The splits that are scored once, at the end of training."""
+        return [split for split in files if split not in ("train", "valid")]
+
+    def load(self, split: str, path: Path, max_length: int | None) -> Split:
+        """Read, crop and check a split; raises UserError naming the file, and the record at fault.
+
+        Splits other than `train` are scored, so each of their examples must be fit for that.
+        """
+        examples = tuple(example.crop(max_length) for example in self.read(path))
+        if not examples:
+            raise UserError(f"{path}: the split {split!r} holds no record; give a file with labelled proteins")
+        if not any(self.num_labels(example) for example in examples):
+            raise UserError(f"{path}: no protein of the split {split!r} has a label to learn or to score")
+        if split != "train":
+            for example in examples:
+                self.check_scorable(example)
+        return Split(split, path, hashlib.sha256(path.read_bytes()).hexdigest(), examples)
+
+    @abstractmethod
+    def read(self, path: Path) -> Iterator[Example]:
+        """The checked records of a file; raises UserError naming the one at fault."""
+
+    def check_scorable(self, example: Example) -> None:  # noqa: B027
+        """Raise UserError where an example of a scored split cannot be scored."""
+
+    @abstractmethod
+    def num_labels(self, example: Example) -> int:
+        """How many labels the example adds to the loss."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, examples: Sequence[Example]) -> Tensor:
+        """The sum of the loss over the labels of the examples, from the head's outputs for them; a scalar."""
+
+    @abstractmethod
+    def observe(self, outputs: Tensor, examples: Sequence[Example]) -> Observations:
+        """What the metrics need, arrays with one row an example, from the head's outputs for them."""
+
+    def metric_name(self, asked: str, flag: str) -> str:
+        """The task's own name of a metric; raises UserError, naming `flag`, where it has no such metric."""
+        name = self.metric_aliases.get(asked, asked)
+        if name not in self.metric_names:
+            raise UserError(
+                f"{flag} {asked}: doesn't fit the task {self.name}, whose metrics are {', '.join(self.metric_names)}"
+                f"{suggestion(asked, self.metric_names)}"
+            )
+        return name
+
+    @abstractmethod
+    def metrics(self, observations: Observations) -> dict[str, Metric]:
+        """The metrics over all examples of a split, by name."""

@@ -1,0 +1,127 @@
+"""Contacts between residues: pairs whose C-alphas are closer than 8 Å, at least 6 residues apart in the sequence.
+
+Records hold `tertiary`, the C-alphas' coordinates in Å [L, 3], and `valid_mask` where some are unknown (Rao et al.
+2019, arXiv:1906.08230). The data is named after its source, ProteinNet (AlQuraishi 2019,
+doi:10.1186/s12859-019-2932-0).
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from megatron_plm.errors import UserError
+from tape_finetune import metrics
+from tape_finetune.data import Example, check_sequence, field, read_jsonl, tape_files
+from tape_finetune.heads import ContactHead, LinearContactHead
+from tape_finetune.tasks.base import HeadTable, Observations, Task
+from tape_finetune.tasks.records import check_length, coordinates, valid_mask
+
+CONTACT_DISTANCE = 8.0  # Å between C-alphas
+MIN_SEPARATION = 6  # residues along the sequence
+# Separations |i − j| from … to below …; the named ranges are CASP's.
+RANGES: dict[str, tuple[int, float]] = {
+    "": (MIN_SEPARATION, np.inf),
+    "_short": (6, 12),
+    "_medium": (12, 24),
+    "_long": (24, np.inf),
+}
+SHARES = {"l5": 5, "l2": 2, "l": 1}  # how many pairs are taken: L over this
+
+
+class ContactPrediction(Task):
+    """Labels are coordinates, float32 [L, 3], NaN where a residue's are unknown.
+
+    A pair counts once (i < j) and only where both residues are known. `precision_at_l5` is the share of contacts among
+    the max(1, L // 5) pairs of a protein with the highest scores, L being its length, averaged over proteins. A named
+    range that holds fewer pairs is taken whole; a protein without any pair in it is left out of its mean.
+    """
+
+    name = "contact_prediction"
+    level = "pair"
+    heads: ClassVar[HeadTable] = {"product_difference": ContactHead, "linear": LinearContactHead}
+    batch_size = 4
+    num_outputs = 1
+    metric_names = tuple(f"precision_at_{share}{name}" for name in RANGES for share in SHARES)
+    metric_aliases: ClassVar[dict[str, str]] = {"L5": "precision_at_l5"}  # ProteinLM's name
+
+    def files(self, data_dir: Path | None) -> dict[str, Path]:
+        return tape_files(data_dir, "proteinnet")
+
+    def read(self, path: Path) -> Iterator[Example]:
+        for record, value in read_jsonl(path):
+            sequence = check_sequence(record, field(record, value, "primary"))
+            check_length(record, value, sequence)
+            valid = valid_mask(record, value, sequence)
+            points = coordinates(record, value, "tertiary", sequence)
+            broken = valid & ~np.isfinite(points).all(1)
+            if broken.any():
+                place = int(np.argmax(broken)) + 1
+                raise UserError(
+                    f"{record}: tertiary is no number at residue {place}, which valid_mask calls known; "
+                    "set its valid_mask to 0 or give coordinates"
+                )
+            yield Example(record, sequence, np.where(valid[:, None], points, np.float32(np.nan)))
+
+    def check_scorable(self, example: Example) -> None:
+        pairs, wanted = self.num_labels(example), max(1, len(example.sequence) // 5)
+        if pairs < wanted:
+            raise UserError(
+                f"{example.record}: {pairs} pairs of known residues at least {MIN_SEPARATION} apart, but precision at "
+                f"L/5 takes {wanted}; leave this record out of the split"
+            )
+
+    def num_labels(self, example: Example) -> int:
+        known = np.isfinite(example.label[:, 0])
+        # Known residues that lie at least MIN_SEPARATION before each residue.
+        before = np.cumsum(known)[:-MIN_SEPARATION]
+        return int(before[known[MIN_SEPARATION:]].sum())
+
+    def loss(self, outputs: Tensor, examples: Sequence[Example]) -> Tensor:
+        total = outputs.new_zeros(())
+        for logits_LL, example in zip(_split_pairs(outputs, examples), examples, strict=True):
+            i, j, is_contact = _pairs(example)
+            target = torch.from_numpy(is_contact).to(outputs.dtype)
+            chosen = logits_LL[torch.from_numpy(i), torch.from_numpy(j)]
+            total = total + F.binary_cross_entropy_with_logits(chosen, target, reduction="sum")
+        return total
+
+    def observe(self, outputs: Tensor, examples: Sequence[Example]) -> Observations:
+        rows = []
+        for logits_LL, example in zip(_split_pairs(outputs, examples), examples, strict=True):
+            i, j, is_contact = _pairs(example)
+            scores, length = logits_LL.numpy()[i, j], len(example.sequence)
+            row = []
+            for low, high in RANGES.values():
+                inside = (j - i >= low) & (j - i < high)
+                in_range = scores[inside], is_contact[inside]
+                row += [metrics.precision_at(max(1, length // share), *in_range) for share in SHARES.values()]
+            rows.append(row)
+        return dict(zip(self.metric_names, np.array(rows).T, strict=True))
+
+    def metrics(self, observations: Observations) -> dict[str, metrics.Metric]:
+        return {name: partial(metrics.mean, values_n=observations[name]) for name in self.metric_names}
+
+
+def _split_pairs(outputs: Tensor, examples: Sequence[Example]) -> Iterator[Tensor]:
+    """The logits of each protein, [L, L]."""
+    lengths = [len(example.sequence) for example in examples]
+    squares = outputs.split([length**2 for length in lengths])
+    return (square.view(length, length) for square, length in zip(squares, lengths, strict=True))
+
+
+def _pairs(example: Example) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
+    """The pairs that count, as indices i < j, and whether each is a contact."""
+    known = np.flatnonzero(np.isfinite(example.label[:, 0]))
+    a, b = np.triu_indices(len(known), k=1)
+    i, j = known[a], known[b]
+    far = j - i >= MIN_SEPARATION
+    i, j = i[far], j[far]
+    squared = ((example.label[i] - example.label[j]) ** 2).sum(1)
+    return i, j, squared < CONTACT_DISTANCE**2

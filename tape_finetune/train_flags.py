@@ -1,0 +1,93 @@
+"""The command line of tape_train: TAPE's and ProteinLM's flags, and each task's own."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_plm.errors import UserError, suggestion
+from tape_finetune.fit import FitOptions
+from tape_finetune.flags import FlagParser, add_flag, number, whole_number
+from tape_finetune.model import BASE_MODELS
+from tape_finetune.tasks import TASKS
+
+PROGRAM = "tape_finetune/tape_train.py"
+NOT_SAVED = "FALSE"  # ProteinLM's default of --force_save
+_DESCRIPTION = "Fine-tune a base model on a labelled task and score it on the validation and test splits."
+
+
+def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse `argv`; raises UserError for an unknown or ill-typed flag, and for one that belongs to another task."""
+    arguments = build_parser().parse(argv)
+    for name, task in TASKS.items():
+        own_flags = argparse.ArgumentParser(add_help=False)
+        task.add_flags(own_flags)
+        for action in own_flags._actions:
+            if name != arguments.task and getattr(arguments, action.dest) is not None:
+                flag = action.option_strings[0]
+                raise UserError(f"{flag} belongs to the task {name}, not to {arguments.task}; leave it out")
+    heads = TASKS[arguments.task].heads
+    arguments.head = arguments.head or next(iter(heads))
+    if arguments.head not in heads:
+        known = ", ".join(heads) + suggestion(arguments.head, heads)
+        raise UserError(f"--head {arguments.head}: the heads of {arguments.task} are {known}")
+    return arguments
+
+
+def build_parser() -> FlagParser:
+    """Every flag with its help."""
+    parser = FlagParser(PROGRAM, _DESCRIPTION)
+    parser.add_argument("base_model", choices=BASE_MODELS, metavar="BASE_MODEL", help=", ".join(BASE_MODELS))
+    parser.add_argument("task", choices=list(TASKS), metavar="TASK", help=", ".join(TASKS))
+    positive = whole_number(1)
+    heads = "; ".join(f"{name}: {', '.join(task.heads)}" for name, task in TASKS.items())
+
+    group = parser.add_argument_group("input and output")
+    add_flag(group, "from_pretrained", type=Path, metavar="PATH", help="checkpoint; for random only its architecture")
+    add_flag(group, "data_dir", type=Path, metavar="DIR", help="folder of the task's data (default: data)")
+    add_flag(group, "output_dir", type=Path, metavar="DIR", default=Path("results"), help="default: results")
+    add_flag(group, "time_or_name", metavar="time|NAME", default="time", help="end of the run directory's name")
+    add_flag(group, "force", action="store_true", help="replace a run directory of that name")
+    text = "save the model with its untrained head to PATH and stop"
+    add_flag(group, "force_save", metavar="PATH", default=NOT_SAVED, help=text)
+    add_flag(group, "label", metavar="TEXT", help="name of the model in tables")
+    add_flag(group, "note", metavar="TEXT", help="remark that goes with the scores")
+
+    group = parser.add_argument_group("model")
+    add_flag(group, "freeze", action="store_true", help="train the head only, on features that are made once")
+    add_flag(group, "head", metavar="NAME", help=f"{heads} (default: the first)")
+    add_flag(group, "max_length", type=positive, metavar="N", help="crop longer proteins to N residues")
+
+    group = parser.add_argument_group("training")
+    sizes = ", ".join(f"{name} {task.batch_size}" for name, task in TASKS.items())
+    add_flag(group, "batch_size", type=positive, metavar="N", help=f"proteins a step (default: {sizes})")
+    text = "cut each batch into N passes, to save memory (default: 1)"
+    add_flag(group, "gradient_accumulation_steps", type=positive, metavar="N", default=1, help=text)
+    add_flag(group, "num_train_epochs", type=positive, metavar="N", default=10, help="default: 10")
+    text = "at its peak (default: 1e-4, or 1e-3 where only the head is trained)"
+    add_flag(group, "learning_rate", type=number(0, above=True), metavar="X", help=text)
+    add_flag(group, "warmup_steps", type=whole_number(0), metavar="N", help="default: a tenth of all steps")
+    add_flag(group, "weight_decay", type=number(0), metavar="X", default=0.01, help="default: 0.01")
+    add_flag(group, "max_grad_norm", type=number(0), metavar="X", default=1.0, help="0 is no limit (default: 1)")
+    add_flag(group, "patience", type=positive, metavar="N", help="stop after N epochs without a better one")
+    add_flag(group, "primary_metric", metavar="NAME", help="what chooses the best epoch (default: the task's first)")
+    add_flag(group, "seed", type=whole_number(0), metavar="N", default=42, help="default: 42")
+
+    for name, task in TASKS.items():
+        task.add_flags(parser.add_argument_group(f"task {name}"))
+    return parser
+
+
+def fit_options(arguments: argparse.Namespace) -> FitOptions:
+    """How to train, with the defaults that depend on what is trained."""
+    head_only = arguments.freeze or arguments.base_model == "onehot"
+    return FitOptions(
+        epochs=arguments.num_train_epochs,
+        batch_size=arguments.batch_size or TASKS[arguments.task].batch_size,
+        accumulation=arguments.gradient_accumulation_steps,
+        learning_rate=arguments.learning_rate or (1e-3 if head_only else 1e-4),
+        warmup=arguments.warmup_steps,
+        weight_decay=arguments.weight_decay,
+        max_grad_norm=arguments.max_grad_norm,
+        patience=arguments.patience,
+        seed=arguments.seed,
+    )

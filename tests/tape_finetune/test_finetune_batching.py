@@ -1,0 +1,69 @@
+"""Packing without padding, and batches."""
+
+import numpy as np
+import torch
+from finetune_sample import OPTIONS, sequence
+
+from megatron_plm.model.initialize import initialize
+from megatron_plm.model.transformer import Encoder
+from megatron_plm.tokenizers import get_tokenizer
+from tape_finetune.batching import length_batches, pack, shuffled_batches
+from tape_finetune.data import Example
+from tape_finetune.model import EncoderModel
+
+TOKENIZER = get_tokenizer("esm2")
+
+
+def _example(letters: str, *, cropped: bool = False) -> Example:
+    return Example("record", letters, np.asarray(0), cropped)
+
+
+def _encoder() -> EncoderModel:
+    encoder = Encoder(OPTIONS, TOKENIZER)
+    initialize(encoder, OPTIONS, seed=0)
+    return EncoderModel(encoder, OPTIONS, TOKENIZER)
+
+
+def test_packed_features_equal_those_of_each_protein_alone():
+    rng = np.random.default_rng(0)
+    examples = [_example(sequence(rng, n), cropped=n == 7) for n in (12, 1, 7, 30, 2)]
+    model = _encoder()
+    with torch.no_grad():
+        together = model(pack(examples, TOKENIZER)).split([len(e.sequence) for e in examples])
+        for example, features in zip(examples, together, strict=True):
+            # Matrix products of another number of rows are summed in another order.
+            torch.testing.assert_close(features, model(pack([example], TOKENIZER)), rtol=1e-5, atol=1e-5)
+
+
+def test_row_holds_nothing_but_the_proteins_with_their_ends_and_a_cut_end_has_none():
+    packed = pack([_example("MKV"), _example("AC", cropped=True), _example("g")], TOKENIZER)
+    text = TOKENIZER.decode(packed.tokens[0].tolist())
+    assert text == "<cls>MKV<eos><cls>AC<cls>G<eos>"
+    assert packed.positions[0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2]
+    assert packed.segment_ids[0].tolist() == [1] * 5 + [2] * 3 + [3] * 3
+    assert packed.cu_seqlens.tolist() == [0, 5, 8, 11]
+    assert packed.cu_seqlens.dtype == torch.int32
+    assert packed.lengths == (3, 2, 1)
+    assert TOKENIZER.decode(packed.tokens[0, packed.residue_index].tolist()) == "MKVACG"
+
+
+def test_an_epoch_holds_every_example_once_in_an_order_of_its_own():
+    def order(seed: int, epoch: int) -> list[int]:
+        batches = list(shuffled_batches(53, 8, seed=seed, epoch=epoch))
+        assert [len(batch) for batch in batches] == [8] * 6 + [5]
+        return np.concatenate(batches).tolist()
+
+    first = order(1, 1)
+    assert sorted(first) == list(range(53))
+    assert order(1, 1) == first
+    assert first not in (order(1, 2), order(2, 1), list(range(53)))
+
+
+def test_length_batches_hold_every_protein_once_shortest_first_within_the_limit():
+    lengths = [*np.random.default_rng(0).integers(1, 200, size=100).tolist(), 900]
+    batches = list(length_batches(lengths, 500))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(101))
+    sizes = [[lengths[index] for index in batch] for batch in batches]
+    assert [length for batch in sizes for length in batch] == sorted(lengths)
+    assert all(sum(batch) <= 500 or len(batch) == 1 for batch in sizes)
+    assert max(len(batch) for batch in batches) > 5
