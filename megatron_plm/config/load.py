@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from megatron_plm.config.options import GROUPS, Config, OptionField, option_fields
+from megatron_plm.config.options import GROUPS, Config, option_fields
 from megatron_plm.config.presets import PRESETS, preset_options
 from megatron_plm.errors import UserError, suggestion
 
@@ -55,11 +55,13 @@ def load_config(argv: Sequence[str], *, prog: str = "launch/pretrain.sh") -> tup
     parser = build_parser(prog)
     typed, unknown = parser.parse_known_args(argv)
     if unknown:
-        flags = [*(entry.flag for entry in known.values()), "--config", "--preset", "--print-config"]
+        flags = [flag for entry in known.values() for flag in entry.flags]
+        flags += ["--config", "--preset", "--print-config"]
         raise UserError(f"unknown flag {unknown[0]}{suggestion(unknown[0].split('=')[0], flags)}; --help lists all")
     flags_typed = vars(typed)
     print_config = flags_typed.pop("print_config", False)
-    file_preset, values = None, {}
+    file_preset: str | None = None
+    values: dict[str, Any] = {}
     if "config" in flags_typed:
         file_preset, values = read_toml(Path(flags_typed.pop("config")))
     preset = flags_typed.pop("preset", file_preset)
@@ -142,6 +144,7 @@ def _names(group: str) -> list[str]:
     return [entry.name for entry in option_fields().values() if entry.group == group]
 
 
-def _toml_value(value: OptionField | Any) -> str:
-    # A JSON string, number or boolean is a TOML one, once characters beyond the BMP are left unescaped.
-    return json.dumps(value, ensure_ascii=False)
+def _toml_value(value: Any) -> str:
+    # A JSON string, finite number or boolean is a TOML one, once characters beyond the BMP are left unescaped and the
+    # one control character that JSON allows is escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -4,6 +4,7 @@ The flag of a field is its name with hyphens (`seq_length` is `--seq-length`); i
 table of its group (`[model]`, `[data]`, `[training]`). Names are Megatron's where Megatron has the option.
 """
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
@@ -111,6 +112,11 @@ class OptionField:
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
 
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """All flags that set the option: a bool has one to turn it on and one to turn it off."""
+        return (self.flag, f"--no-{self.flag[2:]}") if self.type is bool else (self.flag,)
+
     def check(self, value: Any, place: str) -> Any:
         """Return `value` in the option's type, or raise UserError naming `place`."""
         if value is None and self.optional:
@@ -119,6 +125,8 @@ class OptionField:
             value = float(value)
         if not isinstance(value, self.type) or (self.type is int and isinstance(value, bool)):
             raise UserError(f"{place}: {self.name} must be {self.type.__name__}, not {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{place}: {self.name} must be a finite number, not {value!r}")
         if self.choices and value not in self.choices:
             raise UserError(f"{place}: {self.name} must be one of {', '.join(self.choices)}, not {value!r}")
         return value

@@ -37,7 +37,9 @@ def packed_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, sequences: Seq
         from torch.nn.attention.varlen import varlen_attn
 
         cuts, longest = sequences.cu_seqlens, sequences.max_length
-        return varlen_attn(q_TNH, k_TNH, v_TNH, cuts, cuts, longest, longest)
+        out_TNH = varlen_attn(q_TNH, k_TNH, v_TNH, cuts, cuts, longest, longest)
+        assert isinstance(out_TNH, Tensor)  # a pair only where the logarithms of the sums are asked for too
+        return out_TNH
     parts = (x.split(sequences.lengths) for x in (q_TNH, k_TNH, v_TNH))
     return torch.cat([_attend(q, k, v) for q, k, v in zip(*parts, strict=True)])
 

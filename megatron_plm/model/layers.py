@@ -30,8 +30,9 @@ class TokenEmbedding(nn.Module):
             return x_BLD * (segment_ids_BL > 0).unsqueeze(-1)
         is_mask_BL = tokens_BL == self.mask_id
         scale_BL = (1 - _TRAINED_MASK_SHARE) / (1 - _share_in_segment(is_mask_BL, segment_ids_BL))
-        keep_BL = ~is_mask_BL & (segment_ids_BL > 0)
-        return x_BLD * (scale_BL * keep_BL).unsqueeze(-1).to(x_BLD.dtype)
+        # Filled, not multiplied: the scale is infinite in a crop that is masked from end to end.
+        scale_BL = scale_BL.masked_fill(is_mask_BL | (segment_ids_BL == 0), 0.0)
+        return x_BLD * scale_BL.unsqueeze(-1).to(x_BLD.dtype)
 
 
 def _share_in_segment(flags_BL: Tensor, segment_ids_BL: Tensor) -> Tensor:

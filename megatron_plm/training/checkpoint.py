@@ -3,9 +3,12 @@
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from megatron_plm.checkpoint_format import (
     CHECKPOINTS,
@@ -44,8 +47,14 @@ def save_checkpoint(run: Run, run_directory: Path) -> Path:
         aside.mkdir(parents=True)
     run.world.barrier()
     model, optimizer = get_state_dict(run.model, run.optimizer)
-    with without_single_process_warning():
-        dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=aside, no_dist=run.world.mesh is None)
+    try:
+        with without_single_process_warning():
+            save({"model": model, "optimizer": optimizer}, checkpoint_id=aside, no_dist=run.world.mesh is None)
+    except (CheckpointException, OSError) as error:
+        raise UserError(
+            f"{path}: the checkpoint cannot be written ({reason_of(error)}); make room there and go on "
+            f"with --load {run_directory}"
+        ) from None
     if run.world.is_main:
         write_description(aside, run.config, _state(run))
         publish_directory(aside, path)
@@ -64,10 +73,10 @@ def load_checkpoint(run: Run, source: Path) -> Path:
     saved_config, saved = read_description(path)
     _check_resumable(path, saved_config, saved, run)
     model, optimizer = get_state_dict(run.model, run.optimizer)
-    state = {"model": model, "optimizer": optimizer}
+    state: dict[str, Any] = {"model": model, "optimizer": optimizer}
     try:
         with without_single_process_warning():
-            dcp.load(state, storage_reader=SafeReader(path), planner=SafePlanner(), no_dist=run.world.mesh is None)
+            load(state, storage_reader=SafeReader(path), planner=SafePlanner(), no_dist=run.world.mesh is None)
     except READ_ERRORS as error:
         raise UserError(
             f"--load {path}: the checkpoint is damaged or incomplete ({reason_of(error)}); give another one of the run"

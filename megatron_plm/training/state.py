@@ -97,7 +97,9 @@ def build_run(config: Config, world: World, datasets: Datasets) -> Run:
         model=model,
         optimizer=optimizer,
         train_loader=_build_loader(config, world, datasets.train, datasets.tokenizer, "train"),
-        valid_loader=datasets.valid and _build_loader(config, world, datasets.valid, datasets.tokenizer, "valid"),
+        valid_loader=_build_loader(config, world, datasets.valid, datasets.tokenizer, "valid")
+        if datasets.valid
+        else None,
         progress=Progress(),
     )
 

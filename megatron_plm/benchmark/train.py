@@ -1,0 +1,183 @@
+"""Training speed against transformers' EsmForMaskedLM: same shape, proteins, optimizer, threads and machine.
+
+Counted are useful tokens a second: tokens of proteins with their <cls> and <eos>, never padding. Both sides choose
+15 % of the residues and train in fp32. The peer runs as its users run it: rows of one protein each, padded to the
+longest of the batch (`padded`: random batches; `bucketed`: batches of similar length), the head on every position.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_plm.config.load import config_from_values
+from megatron_plm.config.options import ModelOptions
+from megatron_plm.config.presets import PRESETS
+from megatron_plm.data.indexed import IndexedDataset
+from megatron_plm.data.loader import IGNORED_LABEL
+from megatron_plm.data.packing import Cursor
+from megatron_plm.parallel.mesh import World
+from megatron_plm.tokenizers import Tokenizer
+from megatron_plm.training.loop import train_step
+from megatron_plm.training.state import Datasets, build_run, open_datasets
+
+Step = Callable[[], int]  # one optimizer step; returns its useful tokens
+
+BARS = {"padded": 2.0, "bucketed": 1.3}
+_BUCKET_BATCHES = 50  # batches whose proteins are sorted by length together, as length-grouped samplers do
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Time ours and the peer's in turn for `options.rounds` rounds.
+
+    Returns tokens a second of each side and round, and the ratios round by round, so that a machine whose speed drifts
+    slows both sides of a ratio.
+    """
+    values = {**PRESETS[options.preset], "data_path": options.data_path, "seq_length": options.seq_length}
+    config = config_from_values(
+        {**values, "micro_batch_size": options.rows, "global_batch_size": options.rows, "seed": options.seed}
+    )
+    datasets = open_datasets(config)
+    run = build_run(config, World(0, 1, torch.device("cpu"), None), datasets)
+    steps = run.train_loader.steps(Cursor())
+
+    def our_step() -> int:
+        return train_step(run, next(steps)).num_tokens
+
+    peers = {}
+    for kind in BARS:
+        candidates = {
+            size: _peer_step(config.model, datasets, kind, size, options) for size in options.peer_batch_sizes
+        }
+        speeds = {size: _tokens_per_second(step, options.seconds / 2) for size, step in candidates.items()}
+        best = max(speeds, key=lambda size: speeds[size])
+        peers[kind] = (best, candidates[best])
+    sides: dict[str, Step] = {"ours": our_step, **{kind: step for kind, (_, step) in peers.items()}}
+    our_step()  # warm-up; the peers' was the choice of their batch size
+    speeds_by_side: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(options.rounds):
+        for side, step in sides.items():
+            speeds_by_side[side].append(_tokens_per_second(step, options.seconds))
+    ratios = {}
+    for kind, bar in BARS.items():
+        pairs = zip(speeds_by_side["ours"], speeds_by_side[kind], strict=True)
+        each = [ours / theirs for ours, theirs in pairs]
+        ratios[kind] = {"median": statistics.median(each), "min": min(each), "max": max(each), "bar": bar}
+    return {
+        "tokens_per_second": speeds_by_side,
+        "peer_batch_size": {kind: size for kind, (size, _) in peers.items()},
+        "ratios": ratios,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for people."""
+    lines = [f"{'':<34}{'tokens/s (median)':>18}{'ours is':>10}{'bar':>7}"]
+    for side, speeds in result["tokens_per_second"].items():
+        line = f"{_LABELS[side]:<34}{statistics.median(speeds):>18,.0f}"
+        if side in result["ratios"]:
+            ratio = result["ratios"][side]
+            line += f"{ratio['median']:>8.2f} x{ratio['bar']:>5.1f} x"
+        lines.append(line)
+    machine = result["machine"]
+    lines.append(f"{machine['processor']}, {machine['threads']} threads, {machine['versions']}")
+    return "\n".join(lines)
+
+
+_LABELS = {
+    "ours": "megatron-plm, packed rows",
+    "padded": "EsmForMaskedLM, random batches",
+    "bucketed": "EsmForMaskedLM, length-bucketed",
+}
+
+
+def _tokens_per_second(step: Step, seconds: float) -> float:
+    start = time.perf_counter()
+    tokens = 0
+    while (elapsed := time.perf_counter() - start) < seconds:
+        tokens += step()
+    return tokens / elapsed
+
+
+def _peer_step(
+    model_options: ModelOptions, datasets: Datasets, kind: str, batch_size: int, options: argparse.Namespace
+) -> Step:
+    from transformers import AutoModelForMaskedLM, EsmConfig
+
+    tokenizer = datasets.tokenizer
+    torch.manual_seed(options.seed)
+    config = EsmConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=model_options.hidden_size,
+        num_hidden_layers=model_options.num_layers,
+        num_attention_heads=model_options.num_attention_heads,
+        intermediate_size=model_options.ffn_size,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        position_embedding_type="rotary",
+        token_dropout=model_options.token_dropout,
+        mask_token_id=tokenizer.mask_id,
+        pad_token_id=tokenizer.pad_id,
+        layer_norm_eps=model_options.layernorm_epsilon,
+    )
+    model = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa").train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, fused=True)
+    batches = _padded_batches(datasets.train, tokenizer, kind, batch_size, options)
+
+    def step() -> int:
+        tokens, attention_mask, labels = next(batches)
+        model(input_ids=tokens, attention_mask=attention_mask, labels=labels).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return int(attention_mask.sum())
+
+    return step
+
+
+def _padded_batches(
+    dataset: IndexedDataset, tokenizer: Tokenizer, kind: str, batch_size: int, options: argparse.Namespace
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Endless (tokens, attention mask, labels), int64 [B, longest of the batch]."""
+    rng = np.random.default_rng(options.seed)
+    while True:
+        order = rng.permutation(len(dataset))
+        if kind == "bucketed":
+            size = batch_size * _BUCKET_BATCHES
+            parts = [order[i : i + size] for i in range(0, len(order), size)]
+            order = np.concatenate([part[np.argsort(dataset.lengths[part], kind="stable")] for part in parts])
+        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        if kind == "bucketed":
+            batches = [batches[i] for i in rng.permutation(len(batches))]
+        for batch in batches:
+            rows = [_cropped(dataset[int(i)], tokenizer, options.seq_length, rng) for i in batch]
+            longest = max(map(len, rows))
+            tokens = np.full((len(rows), longest), tokenizer.pad_id, dtype=np.int64)
+            for b, row in enumerate(rows):
+                tokens[b, : len(row)] = row
+            yield _masked(tokens, tokenizer, rng)
+
+
+def _cropped(residues: np.ndarray, tokenizer: Tokenizer, length: int, rng: np.random.Generator) -> np.ndarray:
+    tokens = np.concatenate([[tokenizer.cls_id], residues, [tokenizer.eos_id]])
+    start = rng.integers(0, max(len(tokens) - length, 0) + 1)
+    return tokens[start : start + length]
+
+
+def _masked(
+    tokens: np.ndarray, tokenizer: Tokenizer, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    attention_mask = tokens != tokenizer.pad_id
+    chosen = np.isin(tokens, tokenizer.residue_ids) & (rng.random(tokens.shape) < 0.15)
+    labels = np.where(chosen, tokens, IGNORED_LABEL)
+    action = rng.random(tokens.shape)
+    random_tokens = rng.choice(tokenizer.standard_ids, tokens.shape)
+    corrupted = np.where(chosen & (action < 0.8), tokenizer.mask_id, tokens)
+    corrupted = np.where(chosen & (action >= 0.8) & (action < 0.9), random_tokens, corrupted)
+    arrays = (corrupted.astype(np.int64), attention_mask.astype(np.int64), labels)
+    tokens_t, mask_t, labels_t = (torch.from_numpy(array) for array in arrays)
+    return tokens_t, mask_t, labels_t
