@@ -4,7 +4,9 @@ import argparse
 import contextlib
 import shlex
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_plm.errors import UserError
@@ -12,10 +14,12 @@ from megatron_plm.files import atomic_file
 from megatron_plm.report.page import build_page, draw_plots
 from megatron_plm.report.records import Run, read_run
 from megatron_plm.report.results import Task, group_by_task, read_result
-from megatron_plm.report.wording import against_baseline, number, scored
+from megatron_plm.report.wording import against_baseline, badge, footnotes, number, scored
 
 _NUMBERS = ("value [low, high]", "examples", "trained", "seconds")
-_COLUMNS = ("task", "model", "split", "metric", *_NUMBERS, "note")
+_COLUMNS = ("model", "split", *_NUMBERS)
+# letters in a line of plain text
+_LINE = 100
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -91,7 +95,7 @@ def _write_all(page: tuple[Path, bytes], plots: Mapping[Path, bytes]) -> None:
 
 
 def _print_scores(run: Run, tasks: Sequence[Task]) -> None:
-    """Print the validation perplexity and the table of primary scores, styled on a terminal, plainly aligned
+    """Print the validation perplexity and the tables of primary scores, styled on a terminal, plainly aligned
     elsewhere."""
     if run.valid:
         last = run.valid[-1]
@@ -99,68 +103,80 @@ def _print_scores(run: Run, tasks: Sequence[Task]) -> None:
             f"validation perplexity {number(last.perplexity, 2)}, {against_baseline(run)} the unigram "
             f"baseline {number(last.unigram_perplexity, 2)} (step {last.step:,})"
         )
-    rows = _table_rows(tasks)
-    if not rows:
-        return
+    tables = _tables(tasks)
     if sys.stdout.isatty():
-        _print_rich(rows)
+        _print_rich(tables)
     else:
-        _print_plain(rows)
+        _print_plain(tables)
 
 
-def _table_rows(tasks: Sequence[Task]) -> list[list[str]]:
-    """Return the cells of the primary scores' rows, in the order of `_COLUMNS`."""
-    return [
-        [
-            task.name,
-            row.result.label,
-            row.split,
-            row.metric,
-            scored(row.score),
-            f"{row.num_examples:,}",
-            f"{row.result.num_trained_parameters:,}",
-            number(row.result.seconds, 1),
-            row.result.note or "",
-        ]
-        for task in tasks
-        for row in task.rows()
-        if row.is_primary
-    ]
+@dataclass(frozen=True)
+class _Table:
+    """The primary scores of one task by one metric, as text in the order of `_COLUMNS`."""
+
+    title: str
+    rows: list[list[str]]
+    footnotes: list[str]
 
 
-def _print_plain(rows: Sequence[Sequence[str]]) -> None:
-    """Print the table in columns of spaces."""
-    lines = [_COLUMNS, *rows]
+def _tables(tasks: Sequence[Task]) -> list[_Table]:
+    """Return one table for each task, or one for each metric where its models were judged by different ones."""
+    tables = []
+    for task in tasks:
+        shared = f" ({badge(task.shared_note)})" if task.shared_note else ""
+        rows: dict[str, list[list[str]]] = {}
+        for row in task.rows():
+            note = row.result.note if not task.shared_note else None
+            cells = [
+                f"{row.result.label} ({badge(note)})" if note else row.result.label,
+                row.split,
+                scored(row.score),
+                f"{row.scores.num_examples:,}",
+                f"{row.result.num_trained_parameters:,}",
+                number(row.result.seconds, 1),
+            ]
+            rows.setdefault(row.metric, []).append(cells)
+        tables += [_Table(f"{task.title}, {metric}{shared}", cells, footnotes(task)) for metric, cells in rows.items()]
+    return tables
+
+
+def _print_plain(tables: Sequence[_Table]) -> None:
+    """Print the tables in columns of spaces that line up from one to the next."""
+    lines = [_COLUMNS, *(row for table in tables for row in table.rows)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(_COLUMNS))]
-    for line in lines:
-        cells = [
-            cell.rjust(width) if column in _NUMBERS else cell.ljust(width)
-            for cell, width, column in zip(line, widths, _COLUMNS, strict=True)
-        ]
-        print("  ".join(cells).rstrip())
+    for table in tables:
+        print(f"\n{table.title}")
+        for line in (_COLUMNS, *table.rows):
+            cells = [
+                cell.rjust(width) if column in _NUMBERS else cell.ljust(width)
+                for cell, width, column in zip(line, widths, _COLUMNS, strict=True)
+            ]
+            print(f"  {'  '.join(cells).rstrip()}")
+        for footnote in table.footnotes:
+            print(textwrap.fill(footnote, width=_LINE, initial_indent="  ", subsequent_indent="  "))
+    if tables:
+        print()
 
 
-def _print_rich(rows: Sequence[Sequence[str]]) -> None:
-    """Print one small table a task and metric with rich, so that the lines fit a terminal of 80 columns."""
+def _print_rich(tables: Sequence[_Table]) -> None:
+    """Print the tables with rich, so that the lines fit a terminal of 80 columns."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    # Text everywhere, for brackets in a plain string would be read as rich's markup
-    tables: dict[tuple[str, str], Table] = {}
-    for task, model, split, metric, *numbers, note in rows:
-        table = tables.get((task, metric))
-        if table is None:
-            title = Text(f"{task}: {metric}", style="bold")
-            table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-            for column in ("model", "split"):
-                table.add_column(column)
-            for column in _NUMBERS:
-                table.add_column(Text(column), justify="right", no_wrap=True)
-            tables[task, metric] = table
-        name = f"{model} ({note})" if note else model
-        table.add_row(*(Text(cell) for cell in (name, split, *numbers)), style="dim" if note else "")
     console = Console()
-    for table in tables.values():
-        console.print(table)
+    # Text everywhere, for brackets in a plain string would be read as rich's markup
+    for table in tables:
+        console.print(Text(table.title, style="bold"))
+        shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column in _COLUMNS:
+            numeric = column in _NUMBERS
+            shown.add_column(Text(column), justify="right" if numeric else "left", no_wrap=numeric)
+        for row in table.rows:
+            shown.add_row(*map(Text, row))
+        console.print(shown)
+        for footnote in table.footnotes:
+            console.print(Text(f" {footnote}", style="dim"))
+        if table.footnotes:
+            console.print()

@@ -50,7 +50,10 @@ def build_page(title: str, run: Run, tasks: Sequence[Task], training: Sequence[P
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
-        number=wording.number, short=wording.short_number, scored=wording.scored, data_uri=_data_uri
+        number=wording.number,
+        scored=wording.scored,
+        badge=wording.badge,
+        data_uri=_data_uri,
     )
     template = environment.from_string(files("megatron_plm.report").joinpath("page.html").read_text(encoding="utf-8"))
     page = template.render(
@@ -61,7 +64,10 @@ def build_page(title: str, run: Run, tasks: Sequence[Task], training: Sequence[P
         facts=_facts(run),
         remarks=_remarks(run),
         training=training,
-        tasks=[(task, plot, wording.verdicts(task)) for task, plot in zip(tasks, scores, strict=True)],
+        tasks=[
+            (task, plot, wording.verdicts(task), wording.footnotes(task))
+            for task, plot in zip(tasks, scores, strict=True)
+        ],
         commands=_commands(run, tasks),
     )
     # JSON can smuggle in half a surrogate pair, which UTF-8 cannot hold
@@ -90,7 +96,7 @@ def _facts(run: Run) -> list[Fact]:
         below = f"{wording.against_baseline(run)} the baseline's {wording.number(last.unigram_perplexity, 2)}"
         facts.append(Fact("Validation perplexity", wording.number(last.perplexity, 2), below))
         accuracy = f"{wording.number(last.accuracy * 100, 1)} %"
-        facts.append(Fact("Masked accuracy", accuracy, f"of {last.num_labels:,} hidden residues"))
+        facts.append(Fact("Masked accuracy", accuracy, f"of {last.num_labels:,} masked residues"))
     return facts
 
 

@@ -1,10 +1,11 @@
 """The plots of a pretraining run, one small figure for each question."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from megatron_plm.report.records import Run
+from megatron_plm.report.records import Run, Train, Valid
 from megatron_plm.report.theme import Plot, Theme, label_line_ends, render
 from megatron_plm.report.wording import duration, large_count, number, short_number
 
@@ -46,6 +47,17 @@ def _loss(run: Run) -> Plot:
     steps, losses = [record.step for record in run.train], [record.loss for record in run.train]
     valid_steps, valid_losses = [record.step for record in run.valid], [record.loss for record in run.valid]
 
+    limits = readable_range(run)
+    highest = number(_highest_loss(run.train), 2)
+    caption = (
+        "The mean over all labels. Perplexity and accuracy count only those hidden behind <mask>, not those left in "
+        "place or replaced by another letter, so perplexity is not exp(loss)."
+    )
+    if limits is not None:
+        caption += (
+            f" The axis is made for the later steps; the losses of the first ones, up to {highest}, lie above it."
+        )
+
     def draw(figure: "Figure", theme: Theme) -> None:
         axes = figure.subplots()
         axes.plot(steps, losses, color=theme.third, linewidth=1.0, marker=_marker(steps), markersize=2.5)
@@ -57,10 +69,14 @@ def _loss(run: Run) -> Plot:
                 color=theme.first,
                 marker=_marker(valid_steps),
                 markersize=3.5,
-                clip_on=False,
+                clip_on=limits is not None and max(valid_losses) > limits[1],
             )
             ends.append((valid_losses[-1], f"validation {number(valid_losses[-1])}", theme.first))
-        _steps_axis(axes, _last_step(run), "loss (nats per masked token)")
+        _steps_axis(axes, _last_step(run), "loss (nats per label)")
+        if limits is not None:
+            axes.set_ylim(*limits)
+            note = f"first steps: up to {highest} ↑"
+            axes.text(0.99, 0.97, note, transform=axes.transAxes, ha="right", va="top", color=theme.muted)
         figure.draw_without_rendering()
         label_line_ends(axes, ends)
 
@@ -68,7 +84,27 @@ def _loss(run: Run) -> Plot:
     alt = f"Training loss from {first} to {last}"
     if run.valid:
         alt += f"; validation loss from {number(valid_losses[0])} to {number(valid_losses[-1])}"
-    return render("loss", "Loss", f"{alt}.", _SIZE, draw)
+    return render("loss", "Loss", f"{alt}.", _SIZE, draw, caption)
+
+
+def readable_range(run: Run) -> tuple[float, float] | None:
+    """Return the loss axis' ends where the first tenth of the steps would take more than half of it, else None.
+
+    The range then holds every loss but those of the first tenth that lie above all later ones.
+    """
+    records: list[Train | Valid] = [*run.train, *run.valid]
+    later = [record for record in records if record.step > _last_step(run) / 10]
+    losses = [record.loss for record in records if math.isfinite(record.loss)]
+    bottom, top = min(losses, default=0.0), _highest_loss(later)
+    if not bottom < top or _highest_loss(records) - top <= top - bottom:
+        return None
+    margin = 0.08 * (top - bottom)
+    return bottom - margin, top + margin
+
+
+def _highest_loss(records: Sequence[Train | Valid]) -> float:
+    """Return the highest loss that is a number, minus infinity where there is none."""
+    return max((record.loss for record in records if math.isfinite(record.loss)), default=-math.inf)
 
 
 def _perplexity(run: Run) -> Plot:
@@ -81,7 +117,7 @@ def _perplexity(run: Run) -> Plot:
         # one value a split, so a horizontal line over the whole width
         axes.plot([0, *steps], [baselines[0], *baselines], color=theme.second, linestyle=(0, (5, 2)))
         axes.plot(steps, values, color=theme.first, marker=_marker(steps), markersize=3.5, clip_on=False)
-        _steps_axis(axes, _last_step(run), "validation perplexity")
+        _steps_axis(axes, _last_step(run), "perplexity of masked residues")
         figure.draw_without_rendering()
         ends = [
             (baselines[-1], f"unigram {number(baselines[-1], 2)}", theme.second),
@@ -93,7 +129,11 @@ def _perplexity(run: Run) -> Plot:
         f"Validation perplexity from {number(values[0], 2)} at step {steps[0]} to {number(values[-1], 2)} at "
         f"step {steps[-1]}; the unigram baseline lies at {number(baselines[-1], 2)}."
     )
-    return render("perplexity", "Validation perplexity (lower is better)", alt, _SIZE, draw)
+    caption = (
+        "Over the labels hidden behind <mask>. The unigram baseline is the best guess without context for the same "
+        "labels: how common each amino acid is among them."
+    )
+    return render("perplexity", "Validation perplexity (lower is better)", alt, _SIZE, draw, caption)
 
 
 def _accuracy(run: Run) -> Plot:
@@ -101,7 +141,8 @@ def _accuracy(run: Run) -> Plot:
     steps, percents = [record.step for record in run.valid], [record.accuracy * 100 for record in run.valid]
     title = "Masked accuracy on validation (higher is better)"
     label = "masked residues named correctly (%)"
-    return _one_line(run, "accuracy", title, label, steps, percents, f"{number(percents[-1], 1)} %")
+    caption = "Over the labels hidden behind <mask>: how often the model's first guess is right."
+    return _one_line(run, "accuracy", title, label, steps, percents, f"{number(percents[-1], 1)} %", caption=caption)
 
 
 def _learning_rate(run: Run) -> Plot:
@@ -118,7 +159,13 @@ def _throughput(run: Run) -> Plot:
     """Tokens that the optimizer consumed a second."""
     steps, rates = [record.step for record in run.train], [record.tokens_per_second for record in run.train]
     title = f"Throughput ({large_count(run.consumed_tokens)} tokens in {duration(run.seconds)})"
-    return _one_line(run, "throughput", title, "tokens per second", steps, rates, short_number(rates[-1]))
+    caption = (
+        "Each point is the mean over the steps since the point before; the median is "
+        f"{short_number(statistics.median(rates))}. Padding is not counted, nor the time of evaluation and saving: a "
+        "dip means that the steps themselves were slow, as when another program uses the machine."
+    )
+    end = short_number(rates[-1])
+    return _one_line(run, "throughput", title, "tokens per second", steps, rates, end, caption=caption)
 
 
 def _fill(run: Run) -> Plot:
@@ -138,6 +185,7 @@ def _one_line(
     values: Sequence[float],
     end: str,
     ceiling: float | None = None,
+    caption: str = "",
 ) -> Plot:
     """Return a plot of one line over steps, from 0 to its largest value or `ceiling`, labelled `end`."""
     from matplotlib.ticker import FuncFormatter
@@ -162,7 +210,7 @@ def _one_line(
 
     first = f"{short_number(values[0])} at step {steps[0]}"
     alt = f"{label[0].upper()}{label[1:]}: {first}, last {end} at step {steps[-1]}."
-    return render(name, title, alt, _SIZE, draw)
+    return render(name, title, alt, _SIZE, draw, caption)
 
 
 def _last_step(run: Run) -> int:

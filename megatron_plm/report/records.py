@@ -51,7 +51,11 @@ class Train:
 
 @dataclass(frozen=True)
 class Valid:
-    """One pass over the validation split: `loss` in nats per masked token, `accuracy` from 0 to 1 (top-1)."""
+    """One pass over the validation split: `loss` in nats per label, `accuracy` from 0 to 1 (top-1).
+
+    `loss` is the mean over all labels. All else counts only those hidden behind <mask>, `num_labels` of them, and
+    not the labels left in place or replaced by another letter; so `perplexity` is not exp(`loss`).
+    """
 
     step: int
     loss: float

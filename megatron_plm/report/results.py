@@ -1,4 +1,4 @@
-"""Reading fine-tuning result directories and laying their scores out as the rows of one table."""
+"""Reading fine-tuning result directories and laying their scores out as the rows of tables."""
 
 import math
 from collections import Counter
@@ -9,6 +9,9 @@ from pathlib import Path
 from megatron_plm.errors import UserError
 from megatron_plm.report.schema import read_object
 
+_WAY_OUT = "give --results directories that tape_finetune/tape_train.py wrote, such as results/*"
+# the one task whose name doesn't say what was predicted: its data do
+_CSV_TASK = "csv"
 # the model under test first, then what it is measured against
 _BASE_MODEL_ORDER = ("transformer", "random", "onehot")
 # rows follow the course of an experiment; test splits of any name come last
@@ -26,10 +29,15 @@ class Score:
 
 @dataclass(frozen=True)
 class SplitScores:
-    """One split's scores; `cropped` counts the proteins that were cut to the model's length."""
+    """One split's scores; `cropped` counts the proteins that were cut to the model's length.
+
+    `file` is the name of the file that held the examples, `sha256` its content's.
+    """
 
     num_examples: int
     cropped: int
+    file: str
+    sha256: str
     metrics: dict[str, Score]
 
 
@@ -43,8 +51,8 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Result:
-    """One fine-tuned model on one task: what results.json holds. `seconds` is the fine-tuning's wall time."""
+class ResultFile:
+    """What results.json holds: one fine-tuned model on one task. `seconds` is the fine-tuning's wall time."""
 
     task: str
     base_model: str
@@ -62,46 +70,74 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Result(ResultFile):
+    """A result with the name of its data: their folder as the user typed it, or the names of the files."""
+
+    data: str
+
+
+@dataclass(frozen=True)
+class _RunFile:
+    """What the report needs of the run.json beside results.json."""
+
+    data_dir: str | None
+
+
+@dataclass(frozen=True)
 class Row:
-    """One line of the score table: one model, split and metric of a task."""
+    """One line of the score table: one model on one split, by its primary metric."""
 
     result: Result
     split: str
-    metric: str
-    score: Score
 
     @property
-    def num_examples(self) -> int:
-        """Examples of the split that were scored."""
-        return self.result.splits[self.split].num_examples
+    def metric(self) -> str:
+        """The metric that the task is judged by."""
+        return self.result.primary_metric
 
     @property
-    def cropped(self) -> int:
-        """Examples of the split that were cut to the model's length."""
-        return self.result.splits[self.split].cropped
+    def score(self) -> Score:
+        """The primary metric's value."""
+        return self.scores.metrics[self.metric]
 
     @property
-    def is_primary(self) -> bool:
-        """Whether the metric is the one that the task is judged by."""
-        return self.metric == self.result.primary_metric
+    def scores(self) -> SplitScores:
+        """Everything that was measured on the split."""
+        return self.result.splits[self.split]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task's results, ordered: pretrained model, random-initialised model, one-hot, anything else."""
+    """One task's results on one set of data, ordered: pretrained model, random-initialised model, one-hot,
+    anything else. `title` tells it from every other task of the report."""
 
     name: str
+    title: str
     results: tuple[Result, ...]
 
+    @property
+    def shared_note(self) -> str | None:
+        """The note that every result carries, if it is one and the same."""
+        notes = {result.note for result in self.results}
+        return self.results[0].note if len(notes) == 1 else None
+
     def rows(self) -> list[Row]:
-        """Return every score of the task, by split, then model, then metric with the primary one first."""
-        return [
-            Row(result, split, metric, result.splits[split].metrics[metric])
+        """Return the primary scores, by split, then model."""
+        return [Row(result, split) for split in self.splits() for result in self.results if split in result.splits]
+
+    def other_scores(self) -> list[tuple[str, str, list[Score | None]]]:
+        """Return (split, metric, one score a result or None where it has none) for all but the primary metrics."""
+        found = {
+            (split, metric): [
+                result.splits[split].metrics.get(metric) if split in result.splits else None for result in self.results
+            ]
             for split in self.splits()
-            for result in self.results
-            if split in result.splits
-            for metric in sorted(result.splits[split].metrics, key=lambda name: name != result.primary_metric)
-        ]
+            for other in self.results
+            if split in other.splits
+            for metric in other.splits[split].metrics
+            if metric != other.primary_metric
+        }
+        return [(split, metric, scores) for (split, metric), scores in found.items()]
 
     def splits(self) -> list[str]:
         """Return the splits that any result scored: train, valid, then test splits as first met."""
@@ -115,15 +151,27 @@ class Task:
 
 
 def read_result(directory: Path) -> Result:
-    """Read DIRECTORY/results.json; raise UserError naming the file and key that is missing or wrong."""
-    way_out = "give --results directories that tape_finetune/tape_train.py wrote, such as results/*"
-    path = directory / "results.json"
-    result = read_object(Result, path, way_out)
-    names = [result.task, result.label, result.primary_metric, *result.splits]
+    """Read DIRECTORY/results.json, and the data's folder from run.json if that is there.
+
+    Raises UserError naming the file and key that is missing or wrong.
+    """
+    path, run_path = directory / "results.json", directory / "run.json"
+    content = read_object(ResultFile, path, _WAY_OUT)
+    if not content.splits:
+        raise UserError(f"{path}: 'splits' is empty; run tape_finetune/tape_eval.py on a split first")
+    data_dir = read_object(_RunFile, run_path, _WAY_OUT).data_dir if run_path.exists() else None
+    data = data_dir if data_dir is not None else _file_names(content)
+    result = Result(**vars(content), data=data)
+    _check(result, path)
+    return result
+
+
+def _check(result: Result, path: Path) -> None:
+    """Raise UserError where a name can't be shown or a score can't be."""
+    names = [result.task, result.label, result.primary_metric, result.data, *result.splits]
+    names += [scores.file for scores in result.splits.values()]
     names += [metric for scores in result.splits.values() for metric in scores.metrics]
     names += [result.note] if result.note else []
-    if not result.splits:
-        raise UserError(f"{path}: 'splits' is empty; run tape_finetune/tape_eval.py on a split first")
     for name in names:
         if not name.strip() or not name.isprintable():
             raise UserError(f"{path}: the name {name!r} is empty or holds control characters; use printable text")
@@ -136,18 +184,58 @@ def read_result(directory: Path) -> Result:
                 raise UserError(
                     f"{path}: {split} {metric} has the interval [{score.low}, {score.high}], low above high"
                 )
-    return result
 
 
 def group_by_task(results: Sequence[Result]) -> list[Task]:
-    """Return the tasks in the order in which they first occur; equal labels in a task get their seed added.
+    """Return one group for each task and set of data, those whose every result carries a note last, else in the
+    order in which they first occur; equal labels in a group get their seed added.
 
-    Raises UserError where two results of a task share label and seed, for their rows could not be told apart.
+    Raises UserError where two results of a group share label and seed, for their rows could not be told apart.
     """
-    tasks: dict[str, list[Result]] = {}
+    groups: dict[str, list[list[Result]]] = {}
     for result in results:
-        tasks.setdefault(result.task, []).append(result)
-    return [Task(name, _distinct_labels(group)) for name, group in tasks.items()]
+        known = groups.setdefault(result.task, [])
+        for group in known:
+            if all(_same_data(result, member) for member in group):
+                group.append(result)
+                break
+        else:
+            known.append([result])
+    tasks = [
+        Task(name, title, _distinct_labels(group))
+        for name, same_task in groups.items()
+        for title, group in zip(_titles(name, same_task), same_task, strict=True)
+    ]
+    return sorted(tasks, key=lambda task: all(result.note for result in task.results))
+
+
+def _same_data(first: Result, second: Result) -> bool:
+    """Return whether every split that both scored is the same file, by content."""
+    shared = first.splits.keys() & second.splits.keys()
+    if not shared:
+        return first.data == second.data
+    return all(first.splits[split].sha256 == second.splits[split].sha256 for split in shared)
+
+
+def _titles(name: str, groups: Sequence[Sequence[Result]]) -> list[str]:
+    """Return a title for each group of a task: as much about its data as tells the groups apart."""
+    shown = [group[0] for group in groups]
+    plain = [name for _ in shown]
+    folders = [f"{name}: {result.data}" for result in shown]
+    files = [f"{folder} ({_file_names(result)})" for folder, result in zip(folders, shown, strict=True)]
+    contents = [
+        f"{folder} (sha256 {', '.join(scores.sha256[:8] for scores in result.splits.values())})"
+        for folder, result in zip(folders, shown, strict=True)
+    ]
+    for titles in (folders, files) if name == _CSV_TASK else (plain, folders, files):
+        if len(set(titles)) == len(titles):
+            return titles
+    return contents
+
+
+def _file_names(result: ResultFile) -> str:
+    """Return the names of the files that the splits came from."""
+    return ", ".join(dict.fromkeys(scores.file for scores in result.splits.values()))
 
 
 def _distinct_labels(results: Sequence[Result]) -> tuple[Result, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from megatron_plm.report.results import Result, Row, Task
 from megatron_plm.report.theme import Plot, Theme, render
-from megatron_plm.report.wording import number, scored
+from megatron_plm.report.wording import badge, number, scored
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ def score_plots(tasks: Sequence[Task]) -> list[Plot]:
 def _score_plot(task: Task, name: str) -> Plot:
     """Return the bars of one task: value, bootstrap interval, and hatching where a result carries a note."""
     splits = task.splits()
-    rows = {split: [row for row in task.rows() if row.split == split and row.is_primary] for split in splits}
+    rows = {split: [row for row in task.rows() if row.split == split] for split in splits}
     metrics = list(dict.fromkeys(row.metric for shown in rows.values() for row in shown))
     columns = min(len(splits), _PANELS_PER_LINE)
     lines = math.ceil(len(splits) / columns)
@@ -58,13 +58,13 @@ def _score_plot(task: Task, name: str) -> Plot:
     described = "; ".join(
         f"{row.result.label} on {split} {scored(row.score)}" for split in splits for row in rows[split]
     )
-    title = f"{task.name}: {' / '.join(metrics)} with bootstrap interval"
+    title = f"{task.title}, {' / '.join(metrics)} with bootstrap interval"
     return render(name, title, f"{described}.", size, draw)
 
 
 def _examples(rows: Sequence[Row]) -> str:
     """Return how many examples a split's bars stand on, or that the models saw different numbers of them."""
-    counts = {row.num_examples for row in rows}
+    counts = {row.scores.num_examples for row in rows}
     if len(counts) > 1:
         return "different numbers of examples"
     count = counts.pop()
@@ -115,13 +115,10 @@ def _bars(axes: "Axes", rows: Sequence[Row], results: Sequence[Result], theme: T
 
 
 def _tick_label(result: Result) -> str:
-    """Return what names a result's bar: its label, and its note beneath."""
-    return _wrapped(result.label) + (f"\n({_wrapped(result.note)})" if result.note else "")
-
-
-def _wrapped(text: str) -> str:
-    """Return a name broken into lines that leave the bars their room, and cut where it would not end."""
-    return "\n".join(textwrap.wrap(text, width=30, max_lines=2, placeholder=" …"))
+    """Return what names a result's bar: its label, broken into lines that leave the bars their room and
+    cut where it would not end, and its note's badge beneath."""
+    label = "\n".join(textwrap.wrap(result.label, width=30, max_lines=2, placeholder=" …"))
+    return f"{label}\n({badge(result.note)})" if result.note else label
 
 
 def _colour(result: Result, theme: Theme) -> str:

@@ -5,6 +5,7 @@ Colours are Okabe and Ito's, which stay distinct under colour blindness (jfly.un
 
 import io
 import math
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 # drawn at twice the size at which the page shows them, for dense screens
 _PIXELS_PER_INCH = 192
+# of the title's bold letters, so that a long name takes another line instead of leaving the figure
+_TITLE_LETTERS_PER_INCH = 11.5
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ DARK = Theme("#161b22", "#e6edf3", "#9da7b3", "#30363d", first="#56B4E9", second
 class Plot:
     """A drawn plot: `name` for its file, `alt` for readers who don't see it, PNG bytes in both looks.
 
-    `width` and `height` are in CSS pixels.
+    `width` and `height` are in CSS pixels; `caption` goes beneath, empty where the title says all.
     """
 
     name: str
@@ -47,16 +50,24 @@ class Plot:
     dark: bytes
     width: int
     height: int
+    caption: str
 
 
-def render(name: str, title: str, alt: str, size: tuple[float, float], draw: "Callable[[Figure, Theme], None]") -> Plot:
+def render(
+    name: str,
+    title: str,
+    alt: str,
+    size: tuple[float, float],
+    draw: "Callable[[Figure, Theme], None]",
+    caption: str = "",
+) -> Plot:
     """Draw a figure of `size` (width, height in inches) under a title, once in each look.
 
     No state of matplotlib is changed, and names that look like formulas ($…$) are drawn as they are.
     """
     images = [_png(title, size, theme, draw) for theme in (LIGHT, DARK)]
     width, height = (round(inches * _PIXELS_PER_INCH / 2) for inches in size)
-    return Plot(name, f"{title}. {alt}", images[0], images[1], width, height)
+    return Plot(name, f"{title}. {alt}", images[0], images[1], width, height, caption)
 
 
 def _png(title: str, size: tuple[float, float], theme: Theme, draw: "Callable[[Figure, Theme], None]") -> bytes:
@@ -85,7 +96,8 @@ def _png(title: str, size: tuple[float, float], theme: Theme, draw: "Callable[[F
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size, dpi=_PIXELS_PER_INCH, facecolor=theme.background, layout="constrained")
         FigureCanvasAgg(figure)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        lines = textwrap.wrap(title, width=int(size[0] * _TITLE_LETTERS_PER_INCH))
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10, fontweight="bold")
         draw(figure, theme)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")

@@ -9,6 +9,8 @@ from megatron_plm.report.results import Result, Score, Task, overlap
 # 500,000 updates of 2 million tokens, the budget of ESM-2's published models (Lin et al. 2023,
 # doi:10.1126/science.ade2574, supplement)
 ESM2_TOKENS = 500_000 * 2_000_000
+# the longest note that is shown whole beside a model's name
+_BADGE_LENGTH = 20
 # below this part of ESM-2's budget no score says anything about the method
 _TOO_SMALL = 0.01
 
@@ -157,6 +159,24 @@ def caveat(run: Run, tasks: Sequence[Task]) -> str:
     return " ".join(sentences)
 
 
+def badge(note: str) -> str:
+    """Return a note in a word or two, for beside a name: whole if it is short."""
+    if len(note) <= _BADGE_LENGTH:
+        return note
+    return "ranks nothing" if "ranks nothing" in note else "see note"
+
+
+def footnotes(task: Task) -> list[str]:
+    """Return the notes that a badge shortens, each once, with the models that it holds for."""
+    labels: dict[str, list[str]] = {}
+    for result in task.results:
+        if result.note and badge(result.note) != result.note:
+            labels.setdefault(result.note, []).append(result.label)
+    return [
+        f"{'All models' if note == task.shared_note else ', '.join(named)}: {note}." for note, named in labels.items()
+    ]
+
+
 def verdicts(task: Task) -> list[str]:
     """Return one sentence a split that matters: the pretrained model's primary score and its baselines'."""
     tested = [result for result in task.results if result.from_pretrained is not None]
@@ -173,7 +193,7 @@ def _verdict(task: Task, tested: Result, split: str) -> str:
         return f"On {split}, the {metric} of {tested.label} is undefined."
     sentence = f"On {split}, {tested.label} reaches {metric} {scored(mine)}"
     if tested.note:
-        return f"{sentence}. Note: {tested.note}."
+        return f"{sentence} ({badge(tested.note)})."
     baselines = [
         (result.label, result.splits[split].metrics[metric])
         for result in task.results

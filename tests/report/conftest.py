@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import report_sample
+from page_parser import Page
 
 from megatron_plm.report.command import main
 
@@ -27,6 +28,12 @@ def page(run_directory: Path, result_directories: list[Path], tmp_path_factory: 
     output = tmp_path_factory.mktemp("report") / "new" / "report.html"
     main(arguments(run_directory, result_directories, output))
     return output
+
+
+@pytest.fixture(scope="session")
+def parsed(page: Path) -> Page:
+    """The same page, parsed."""
+    return Page(page.read_text(encoding="utf-8"))
 
 
 def arguments(run: Path, results: list[Path], output: Path) -> list[str]:

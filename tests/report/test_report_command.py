@@ -37,21 +37,28 @@ def test_the_tool_prints_the_score_table_and_the_path(
     )
     lines = done.stdout.splitlines()
     assert re.match(r"validation perplexity 16\.6\d, 7\.\d % below the unigram baseline 17\.97 \(step 200\)", lines[0])
-    table = [re.split(r"  +", line) for line in lines[1:-2]]
-    assert table[0][:5] == ["task", "model", "split", "metric", "value [low, high]"]
+    # the task that ranks first, whatever the order of the flags; a short note needs no footnote
+    assert [line for line in lines if line and not line.startswith(" ")][1:-2] == [
+        "peptides, accuracy",
+        "contact_prediction, precision_at_l5 (ranks nothing)",
+        "secondary_structure, accuracy (ranks nothing)",
+    ]
+    assert [line for line in lines if "path works" in line] == [f"  All models: {sample.LONG_NOTE}."]
+    rows = [re.split(r"  +", line.strip()) for line in lines if re.search(r"  \d\.\d+ \[", line)]
     primary = [
         [
-            result["task"],
             result["label"],
             split,
-            result["primary_metric"],
             "{value:.3f} [{low:.3f}, {high:.3f}]".format(**scores["metrics"][result["primary_metric"]]),
+            f"{scores['num_examples']:,}",
+            f"{result['num_trained_parameters']:,}",
+            f"{result['seconds']:.1f}",
         ]
         for result in sample.realistic_results()
         for split, scores in result["splits"].items()
     ]
-    assert sorted(row[:5] for row in table[1:]) == sorted(primary)
-    assert sum(row[-1] == "ranks nothing" for row in table) == 7
+    assert sorted(rows) == sorted(primary)
+    assert max(len(line) for line in lines[:-2]) <= 110
     assert lines[-2] == f"wrote {output} and 9 plots beside it (report-*.png)"
     assert lines[-1] == f"next: python -m webbrowser {output.as_uri()}"
 
@@ -72,6 +79,33 @@ def test_a_terminal_gets_a_rich_table_with_brackets_intact(
     assert "[bold]mine" in printed
     assert "value [low, high]" in printed
     assert "──" in printed
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_different_notes_stand_beside_the_models_and_once_below(
+    terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    monkeypatch.setenv("COLUMNS", "110")
+    other = "trained for three times as many epochs as the others"
+    notes = {
+        "small": sample.LONG_NOTE,
+        "small too": sample.LONG_NOTE,
+        "long": other,
+        "short": "a mistake",
+        "plain": None,
+    }
+    results = [sample.result(label=label, note=note) for label, note in notes.items()]
+    run = sample.write_run(tmp_path / "run", [sample.start()])
+    main(_flags(run, tmp_path / "report.html", *sample.write_results(tmp_path / "results", results)))
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert re.search("^peptides, accuracy$", printed, re.MULTILINE)
+    names = re.findall(r"^ *(\S.*?)  +(?:valid|test) ", printed, re.MULTILINE)
+    each = ["small (ranks nothing)", "small too (ranks nothing)", "long (see note)", "short (a mistake)", "plain"]
+    assert names == each * 2
+    assert re.findall(r"^ *(\S.*): (?:only|trained) ", printed, re.MULTILINE) == ["small, small too", "long"]
+    assert printed.count(other) == 1
+    assert printed.count("a mistake") == 2
 
 
 def test_the_folder_holds_the_page_and_one_png_a_plot_and_nothing_else(page: Path) -> None:

@@ -10,7 +10,7 @@ import report_sample as sample
 
 from megatron_plm.errors import UserError
 from megatron_plm.report.records import read_run
-from megatron_plm.report.results import Score, group_by_task, overlap, read_result
+from megatron_plm.report.results import read_result
 
 
 def test_a_resumed_run_keeps_the_last_record_of_each_step(tmp_path: Path) -> None:
@@ -167,8 +167,9 @@ def test_a_missing_results_json_is_an_error_that_names_it(tmp_path: Path) -> Non
         read_result(tmp_path)
 
 
-_BAD_SCORE = {"num_examples": 4, "cropped": 0, "metrics": {"accuracy": {"value": 0.5, "low": 0.6, "high": 0.4}}}
-_NO_HIGH = {"num_examples": 4, "cropped": 0, "metrics": {"accuracy": {"value": 0.5, "low": 0.4}}}
+_BAD_SCORE = sample.scores(4, accuracy=(0.5, 0.6, 0.4))
+_NO_HIGH = sample.scores(4) | {"metrics": {"accuracy": {"value": 0.5, "low": 0.4}}}
+_NO_FILE = {key: value for key, value in sample.scores(4, accuracy=(0.5, 0.4, 0.6)).items() if key != "file"}
 
 
 @pytest.mark.parametrize(
@@ -179,6 +180,8 @@ _NO_HIGH = {"num_examples": 4, "cropped": 0, "metrics": {"accuracy": {"value": 0
         ({"splits": {"test": sample.scores(4, auroc=(0.5, 0.4, 0.6))}}, "lacks its primary metric 'accuracy'"),
         ({"splits": {"test": _BAD_SCORE}}, "low above high"),
         ({"splits": {"test": _NO_HIGH}}, "key 'test', key 'metrics', key 'accuracy': the key 'high' is missing"),
+        ({"splits": {"test": _NO_FILE}}, "key 'test': the key 'file' is missing"),
+        ({"splits": {"test": _NO_FILE | {"file": "\x1b[2J"}}}, "control characters"),
         ({"label": "a\nb"}, "control characters"),
         ({"label": "\x1b[31mred"}, "control characters"),
         ({"label": " "}, "is empty"),
@@ -211,34 +214,3 @@ def test_every_key_of_a_result_is_required(tmp_path: Path, key: str) -> None:
     (tmp_path / "results.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(UserError, match=rf"results\.json: the key '{key}' is missing"):
         read_result(tmp_path)
-
-
-def _read_all(parent: Path, *results: dict) -> list[Any]:
-    return [read_result(directory) for directory in sample.write_results(parent, results)]
-
-
-def test_results_are_grouped_by_task_with_the_pretrained_model_first(tmp_path: Path) -> None:
-    onehot, random = sample.result(base_model="onehot", label="1h"), sample.result(base_model="random", label="r")
-    tasks = group_by_task(_read_all(tmp_path, onehot, random, sample.result("other"), sample.result()))
-    names = [(task.name, [result.label for result in task.results]) for task in tasks]
-    assert names == [("peptides", ["pretrained", "r", "1h"]), ("other", ["pretrained"])]
-
-
-def test_equal_labels_are_told_apart_by_seed(tmp_path: Path) -> None:
-    (task,) = group_by_task(_read_all(tmp_path, sample.result(), sample.result(seed=2)))
-    assert [result.label for result in task.results] == ["pretrained, seed 1", "pretrained, seed 2"]
-
-
-def test_the_same_result_twice_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="2 results of task 'peptides' are labelled 'pretrained, seed 1'"):
-        group_by_task(_read_all(tmp_path, sample.result(), sample.result()))
-
-
-@pytest.mark.parametrize(
-    ("other", "expected"),
-    [((0.1, 0.2), True), ((0.2, 0.3), True), ((0.0, 1.0), True), ((0.21, 0.3), False), ((0.0, 0.09), False)],
-)
-def test_intervals_overlap_exactly_where_they_share_a_point(other: tuple[float, float], expected: bool) -> None:
-    mine, theirs = Score(0.15, 0.1, 0.2), Score(0.5, *other)
-    assert overlap(mine, theirs) is expected
-    assert overlap(theirs, mine) is expected
