@@ -17,6 +17,8 @@ fi
 # Unasked, torchrun gives each process one thread: share out the cores instead.
 cores=$(( $(getconf _NPROCESSORS_ONLN) / ${NPROC_PER_NODE:-1} ))
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( cores > 0 ? cores : 1 ))}"
+# A worker that is told to stop finishes its step and saves: torchrun would kill it after 30 seconds.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
 exit_code_file=$(mktemp)
 export MEGATRON_PLM_EXIT_CODE_FILE="$exit_code_file"
 rendezvous=(--standalone)
@@ -24,7 +26,17 @@ if [ "${NNODES:-1}" != 1 ]; then
   rendezvous=(--nnodes "$NNODES" --node-rank "${NODE_RANK:?NODE_RANK is needed with NNODES}"
     --master-addr "${MASTER_ADDR:?MASTER_ADDR is needed with NNODES}" --master-port "${MASTER_PORT:-29500}")
 fi
-"$PYTHON" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node "${NPROC_PER_NODE:-1}" \
+# torchrun ends a signalled run with a traceback of its own, although the workers have saved and said so.
+agent_program='
+import sys
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.run import main
+try:
+    main()
+except SignalException:
+    sys.exit(1)
+'
+"$PYTHON" -c "$agent_program" "${rendezvous[@]}" --nproc-per-node "${NPROC_PER_NODE:-1}" \
   --signals-to-handle SIGTERM,SIGINT,SIGUSR1 "$0" "$@" &
 agent=$!
 for name in TERM INT USR1; do trap "kill -$name $agent 2>/dev/null" "$name"; done

@@ -50,7 +50,7 @@ def read_description(directory: Path) -> tuple[Config, CheckpointState]:
         if document.pop("format") != FORMAT or document.pop("version") != VERSION:
             raise ValueError(f"not {FORMAT} version {VERSION}")
         return config, CheckpointState(**document)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{directory}: not a native checkpoint: {STATE_FILE} or {CONFIG_FILE}: {reason}") from None
 

@@ -10,6 +10,14 @@ USER_ERROR_EXIT_CODE = 2
 class UserError(Exception):
     """Something the user can mend: one sentence naming the place, what was expected and the way out."""
 
+    exit_code = USER_ERROR_EXIT_CODE
+
+
+class RunFailed(UserError):
+    """Work that began on input in order, and failed later."""
+
+    exit_code = 1
+
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'X'?` for the known word nearest to `word`, or the empty string."""
@@ -23,7 +31,7 @@ def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[s
         return command(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR_EXIT_CODE
+        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

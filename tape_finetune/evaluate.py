@@ -38,8 +38,7 @@ def main(argv: Sequence[str]) -> int:
         results["splits"] |= scored
         runs.write_json(directory / runs.RESULTS_FILE, results)
         print(f"wrote {directory / runs.RESULTS_FILE}")
-    report = ["--results", str(directory), "--output", "report.html"]
-    print(f"next: python tools/report.py --pretraining PRETRAINING_RUN {shlex.join(report)}")
+    print(f"next: {_next_command(directory, results)}")
     return 0
 
 
@@ -58,6 +57,18 @@ def _results(directory: Path) -> dict[str, Any] | None:
     """results.json of the run; None for a model that --force_save wrote."""
     path = directory / runs.RESULTS_FILE
     return runs.read_json(path) if path.exists() else None
+
+
+def _next_command(directory: Path, results: dict[str, Any] | None) -> str:
+    """A command that can be typed as it stands: the report where the pretraining run is known."""
+    if results is None:
+        return "python tape_finetune/tape_train.py --help"
+    pretrained = Path(results["from_pretrained"] or "")
+    for place in (pretrained, *pretrained.parents):
+        if (place / "metrics.jsonl").is_file():
+            report = ["--pretraining", str(place), "--results", str(directory), "--output", "report.html"]
+            return shlex.join(["python", "tools/report.py", *report])
+    return "python tools/report.py --help"
 
 
 def _check_same_file(directory: Path, results: dict[str, Any], split: str, sha256: str) -> None:

@@ -5,6 +5,7 @@ import glob
 import gzip
 import json
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -60,8 +61,13 @@ def main(argv: Sequence[str]) -> int:
     for path, records in datasets.items():
         num_residues = sum(record["protein_length"] for record in records)
         print(f"wrote {path}: {len(records)} proteins, {num_residues:,} residues")
-    task = "contact_prediction" if arguments.task == "contact_prediction" else "secondary_structure"
-    print(f"next: python tape_finetune/tape_train.py onehot {task} --data_dir {arguments.output_dir}")
+    if {"train", "valid"} <= splits.keys():
+        task = "contact_prediction" if arguments.task == "contact_prediction" else "secondary_structure"
+        command = ["python", "tape_finetune/tape_train.py", "onehot", task, "--data_dir", arguments.output_dir]
+    else:
+        # Without both there is nothing to train on; a model from elsewhere can be scored with --data_dir.
+        command = ["python", "tape_finetune/tape_eval.py", "--help"]
+    print(f"next: {shlex.join(command)}")
     return 0
 
 

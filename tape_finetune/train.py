@@ -100,7 +100,6 @@ def _train_and_score(
         model.base.requires_grad_(False)
         for name, source in sources.items():
             source.keep_features(name)
-    calibrate(model, sources["train"], run.seed)
     epochs = fit(
         model, task, sources["train"], sources["valid"], run.primary_metric, fit_options(arguments), _print_epoch(run)
     )

@@ -207,8 +207,8 @@ def _report(summary: Summary, prefix: str, tokenizer: Tokenizer) -> None:
     print(f"lengths          {summary.min_length:,} to {summary.max_length:,}, mean {summary.mean_length:,.1f}")
     print(f"unknown letters  {unknown}")
     print(f"time             {summary.seconds:.2f} s, {speed}")
-    print(f"written          {summary.paths.bin}, {summary.paths.idx}, {summary.paths.json}")
+    print(f"wrote            {summary.paths.bin}, {summary.paths.idx}, {summary.paths.json}")
     vocabulary = "" if tokenizer.name == "esm2" else f" --tokenizer {tokenizer.name}"
     quoted = shlex.quote(prefix)
     run = shlex.quote(f"runs/{Path(prefix).name}")
-    print(f"next             launch/pretrain.sh --preset esm2-8m{vocabulary} --data-path {quoted} --save {run}")
+    print(f"next:            launch/pretrain.sh --preset esm2-8m{vocabulary} --data-path {quoted} --save {run}")

@@ -43,7 +43,7 @@ def save_checkpoint(run: Run, run_directory: Path) -> Path:
     path = folder / f"step_{run.progress.step:08d}"
     aside = folder / f".{path.name}.tmp"
     if run.world.is_main:
-        shutil.rmtree(aside, ignore_errors=True)
+        _delete_leftovers(folder)
         aside.mkdir(parents=True)
     run.world.barrier()
     model, optimizer = get_state_dict(run.model, run.optimizer)
@@ -74,6 +74,8 @@ def load_checkpoint(run: Run, source: Path) -> Path:
     _check_resumable(path, saved_config, saved, run)
     model, optimizer = get_state_dict(run.model, run.optimizer)
     state: dict[str, Any] = {"model": model, "optimizer": optimizer}
+    # The checkpoint's own settings come with the optimizer's state; those of this run's options hold.
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups]
     try:
         with without_single_process_warning():
             load(state, storage_reader=SafeReader(path), planner=SafePlanner(), no_dist=run.world.mesh is None)
@@ -82,6 +84,8 @@ def load_checkpoint(run: Run, source: Path) -> Path:
             f"--load {path}: the checkpoint is damaged or incomplete ({reason_of(error)}); give another one of the run"
         ) from None
     set_state_dict(run.model, run.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    for group, asked in zip(run.optimizer.param_groups, settings, strict=True):
+        group.update(asked)
     run.progress = Progress(saved.step, saved.consumed_tokens, Cursor(**saved.cursor))
     return path
 
@@ -122,6 +126,15 @@ def _check_resumable(path: Path, saved_config: Config, saved: CheckpointState, r
                 f"--load {path}: --{name.replace('_', '-')} was {was} there and is {now} here; use the same value "
                 f"(--config {path / 'config.toml'} takes them all)"
             )
+
+
+def _delete_leftovers(folder: Path) -> None:
+    """Delete what a killed run left half-written or half-deleted: all of it has hidden names."""
+    for path in folder.glob(".*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _delete_old(folder: Path, newest: Path, keep: int) -> None:

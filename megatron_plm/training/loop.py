@@ -40,10 +40,12 @@ def train(run: Run, log: RunLog, stop: StopRequest) -> str:
         progress.cursor = step.cursor
         interrupted = run.world.any(stop.requested)
         last = progress.step == options.train_iters or interrupted
-        log.train(progress, metrics, flush=last or _due(progress.step, options.log_interval, options.save_interval))
-        if run.valid_loader and (_due(progress.step, options.eval_interval) or last) and not interrupted:
+        evaluates = run.valid_loader is not None and (_due(progress.step, options.eval_interval) or last)
+        saves = directory is not None and (_due(progress.step, options.save_interval) or last)
+        log.train(progress, metrics, flush=evaluates or saves or last or _due(progress.step, options.log_interval))
+        if evaluates and not interrupted:
             log.valid(progress.step, evaluate(run))
-        if directory and (_due(progress.step, options.save_interval) or last):
+        if directory and saves:
             log.saved(save_checkpoint(run, directory))
         if last:
             break
@@ -86,7 +88,7 @@ def evaluate(run: Run) -> dict[str, float]:
     `loss` is the training objective, over all labels. A tenth of those stand in the input and another tenth stand
     beside a wrong letter, which gives part of the answer away; so `perplexity` and `accuracy` count only the labels
     whose token is hidden behind <mask>. `unigram_perplexity` is that of the best prediction of the same labels
-    without context: their own frequencies.
+    without context: their own frequencies. `num_labels` is how many those are.
     """
     assert run.valid_loader is not None
     run.model.eval()
@@ -112,7 +114,7 @@ def evaluate(run: Run) -> dict[str, float]:
         "perplexity": math.exp(hidden_sum / num_hidden),
         "accuracy": right / num_hidden,
         "unigram_perplexity": math.exp(unigram),
-        "num_labels": int(num_labels),
+        "num_labels": int(sum(label_counts)),
     }
 
 
@@ -121,5 +123,5 @@ def _loss(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
     return summed_cross_entropy(logits_BMV, batch.label_id), logits_BMV
 
 
-def _due(step: int, *intervals: int) -> bool:
-    return any(step % interval == 0 for interval in intervals)
+def _due(step: int, interval: int) -> bool:
+    return step % interval == 0

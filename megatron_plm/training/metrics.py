@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ class RunLog:
         if directory:
             self._file = _open_to_append(directory / "metrics.jsonl")
             self._tensorboard = _tensorboard_writer(directory / "tensorboard")
-        if sys.stderr.isatty():
+        if sys.stdout.isatty() and sys.stderr.isatty() and find_spec("rich"):
             self._progress_bar = _ProgressBar(run.config.training.train_iters, run.progress.step)
 
     def start(self, description: dict[str, Any]) -> None:
@@ -87,7 +88,7 @@ class RunLog:
         self._interval = _Interval()
 
     def valid(self, step: int, record: dict[str, float]) -> None:
-        """Write the result of one evaluation."""
+        """Write the result of one evaluation; the time it took counts in no throughput."""
         self._write({"kind": "valid", "step": step, **record})
         self._scalars("valid", {"step": step, **record}, ("loss", "perplexity", "accuracy"))
         self.say(

@@ -62,8 +62,8 @@ def test_the_dataset_holds_the_file_and_says_what_it_holds(folder: Path, capsys:
         "residues         48\n",
         "lengths          8 to 20, mean 16.0\n",
         "unknown letters  2 (4.2 %), written as <unk>: * 1, J 1\n",
-        f"written          {prefix}.bin, {prefix}.idx, {prefix}.json\n",
-        f"next             launch/pretrain.sh --preset esm2-8m --data-path {prefix} --save runs/p\n",
+        f"wrote            {prefix}.bin, {prefix}.idx, {prefix}.json\n",
+        f"next:            launch/pretrain.sh --preset esm2-8m --data-path {prefix} --save runs/p\n",
     ]:
         assert line in out
     assert outputs(folder) == ["p.bin", "p.idx", "p.json"]
