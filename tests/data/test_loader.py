@@ -1,6 +1,7 @@
 """The loader: global batches do not depend on the layout, and batches hold what they say."""
 
 import hashlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def test_batches_are_proteins_with_labels_in_place():
             cuts = batch.cu_seqlens.unique().tolist()
             assert cuts[0] == 0
             assert cuts[-1] == B * L
-            for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+            for start, stop in pairwise(cuts):
                 segment = batch.segment_ids.view(-1)[start:stop]
                 assert segment.unique().numel() == 1
                 tokens = restored.view(-1)[start:stop].numpy()

@@ -1,0 +1,50 @@
+"""Every file under launch/configs resolves, runs, and means what it meant when its golden dump was made.
+
+A golden dump, tests/config/golden/NAME.toml, is the resolved configuration. After a change that is meant:
+
+    PYTHONPATH=. python tests/config/test_launch_configs.py
+
+writes them anew; the diff then shows what the change does to every shipped run.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_plm.config.load import load_config, to_toml
+from megatron_plm.config.options import problems
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((REPOSITORY / "launch" / "configs").glob("*.toml"))
+GOLDEN = Path(__file__).with_name("golden")
+
+
+def resolved(path: Path) -> str:
+    return to_toml(load_config(["--config", str(path)])[0])
+
+
+def test_the_shipped_configurations_are_the_golden_ones():
+    assert CONFIGS
+    assert {path.name for path in CONFIGS} == {path.name for path in GOLDEN.glob("*.toml")}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_shipped_configuration_resolves_to_its_golden_dump(path):
+    assert resolved(path) == (GOLDEN / path.name).read_text(encoding="utf-8"), "see this file's docstring"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_shipped_configuration_can_run_on_one_process(path):
+    assert problems(load_config(["--config", str(path)])[0], world_size=1) == []
+
+
+def regenerate() -> None:
+    GOLDEN.mkdir(exist_ok=True)
+    for stale in GOLDEN.glob("*.toml"):
+        stale.unlink()
+    for path in CONFIGS:
+        (GOLDEN / path.name).write_text(resolved(path), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    regenerate()
