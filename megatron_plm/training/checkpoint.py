@@ -130,7 +130,7 @@ def _check_resumable(path: Path, saved_config: Config, saved: CheckpointState, r
 
 def _delete_leftovers(folder: Path) -> None:
     """Delete what a killed run left half-written or half-deleted: all of it has hidden names."""
-    for path in folder.glob(".*"):
+    for path in (*folder.glob(".step_*"), *folder.glob(f".{LATEST}.*")):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
