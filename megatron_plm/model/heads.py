@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_plm.config.options import ModelOptions
+from megatron_plm.kernels.linear import Linear, linear
 
 
 class MaskedLanguageModelHead(nn.Module):
@@ -15,12 +16,12 @@ class MaskedLanguageModelHead(nn.Module):
 
     def __init__(self, options: ModelOptions, vocab_size: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(options.hidden_size, options.hidden_size)
+        self.dense = Linear(options.hidden_size, options.hidden_size)
         self.norm = nn.LayerNorm(options.hidden_size, eps=options.layernorm_epsilon)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def forward(self, x_BMD: Tensor, embedding_VD: Tensor) -> Tensor:
-        return F.linear(self.norm(F.gelu(self.dense(x_BMD))), embedding_VD, self.bias)
+        return linear(self.norm(F.gelu(self.dense(x_BMD))), embedding_VD, self.bias)
 
 
 def summed_cross_entropy(logits_BMV: Tensor, label_id_BM: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_plm.config.options import ModelOptions
+from megatron_plm.kernels.linear import Linear
 from megatron_plm.tokenizers import Tokenizer
 
 # ESM-2 was trained with 15 % of the tokens chosen and 80 % of those replaced by <mask>.
@@ -74,8 +75,8 @@ class MLP(nn.Module):
 
     def __init__(self, options: ModelOptions) -> None:
         super().__init__()
-        self.up = nn.Linear(options.hidden_size, options.ffn_size)
-        self.down = nn.Linear(options.ffn_size, options.hidden_size)
+        self.up = Linear(options.hidden_size, options.ffn_size)
+        self.down = Linear(options.ffn_size, options.hidden_size)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x_BLD)))

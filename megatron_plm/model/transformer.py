@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron_plm.config.options import ModelOptions
+from megatron_plm.kernels.linear import Linear
 from megatron_plm.model.attention import Sequences, packed_attention
 from megatron_plm.model.heads import MaskedLanguageModelHead
 from megatron_plm.model.layers import MLP, RotaryEmbedding, TokenEmbedding, rotate
@@ -23,8 +24,8 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = options.head_dim
         # Rows of the weight are ordered [head, (query, key, value), head size]: a cut between heads keeps them whole.
-        self.qkv = nn.Linear(options.hidden_size, 3 * options.hidden_size)
-        self.out = nn.Linear(options.hidden_size, options.hidden_size)
+        self.qkv = Linear(options.hidden_size, 3 * options.hidden_size)
+        self.out = Linear(options.hidden_size, options.hidden_size)
 
     def forward(self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor], sequences: Sequences) -> Tensor:
         B, L, _ = x_BLD.shape

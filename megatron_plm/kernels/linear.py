@@ -1,0 +1,60 @@
+"""The linear map y = x Wᵀ + b, through oneDNN where that is faster.
+
+torch's fp32 linear on the CPU calls MKL, which leaves the 512-bit units of other makers' processors idle: 190 GFLOP/s
+against oneDNN's 270 to 430 on two cores of an AMD EPYC (docs/performance.md). torch carries oneDNN's as an op of its
+own compiler. The reference is `torch.nn.functional.linear`, which runs everywhere else: on other devices, in other
+dtypes, for sharded tensors, and where torch was built without oneDNN.
+
+Shapes: x [..., K], W [N, K], b [N], y [..., N].
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` with this file's `linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`torch.nn.functional.linear(x, weight, bias)`, equal to it up to the order of additions; differentiable once."""
+    if not (_HAS_ONEDNN and _is_plain_fp32(x) and _is_plain_fp32(weight) and x.numel()):
+        return F.linear(x, weight, bias)
+    return _OneDnnLinear.apply(x, weight, bias)
+
+
+def _is_plain_fp32(tensor: Tensor) -> bool:
+    # A parameter or a tensor, but no DTensor and no other subclass, whose layout the op would not know.
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and type(tensor) in (Tensor, nn.Parameter)
+
+
+def _matmul_transposed(a_MK: Tensor, b_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    """a bᵀ + bias, [M, N]."""
+    return torch.ops.mkldnn._linear_pointwise(a_MK, b_NK, bias_N, "none", [], "")
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _matmul_transposed(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        (dy,) = gradients
+        dy_TN, x_TK = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        dx = _matmul_transposed(dy_TN, weight.t().contiguous()).view(x.shape) if needs_x else None
+        dweight = _matmul_transposed(dy_TN.t(), x_TK.t()) if needs_weight else None
+        dbias = dy_TN.sum(0) if ctx.has_bias and needs_bias else None
+        return dx, dweight, dbias
