@@ -10,6 +10,15 @@ if [ -z "${PYTHON:-}" ]; then
   PYTHON=python
   if [ -z "${VIRTUAL_ENV:-}" ] && [ -x "$root/.venv/bin/python" ]; then PYTHON="$root/.venv/bin/python"; fi
 fi
+wrong() { echo "error: $1" >&2; exit 2; }
+for name in NPROC_PER_NODE NNODES; do
+  [[ "${!name:-1}" =~ ^[1-9][0-9]*$ ]] || wrong "$name is ${!name}; give a whole number above 0"
+done
+if [ "${NNODES:-1}" != 1 ]; then
+  for name in NODE_RANK MASTER_ADDR; do
+    [ -n "${!name:-}" ] || wrong "$name is missing; with NNODES=$NNODES it is needed on every node"
+  done
+fi
 if [ "${NPROC_PER_NODE:-1}" = 1 ] && [ "${NNODES:-1}" = 1 ]; then
   exec "$PYTHON" "$0" "$@"
 fi
@@ -23,14 +32,16 @@ exit_code_file=$(mktemp)
 export MEGATRON_PLM_EXIT_CODE_FILE="$exit_code_file"
 rendezvous=(--standalone)
 if [ "${NNODES:-1}" != 1 ]; then
-  rendezvous=(--nnodes "$NNODES" --node-rank "${NODE_RANK:?NODE_RANK is needed with NNODES}"
-    --master-addr "${MASTER_ADDR:?MASTER_ADDR is needed with NNODES}" --master-port "${MASTER_PORT:-29500}")
+  rendezvous=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR"
+    --master-port "${MASTER_PORT:-29500}")
 fi
-# torchrun ends a signalled run with a traceback of its own, although the workers have saved and said so.
+# torchrun ends a signalled run with a traceback of its own, although the workers have saved and said so. It leaves this
+# process group, so that Ctrl-C and `timeout`, which signal all of it, reach it once: by the trap below.
 agent_program='
-import sys
+import os, sys
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.run import main
+os.setpgrp()
 try:
     main()
 except SignalException:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 from sample_proteins import pair_proteins, write_dataset
 
-# Sums over threads come out in another order with another number of them: runs that are compared bit by bit, here and in
-# child processes, all have one. (pytest reads this file before anything imports torch.)
+# Sums over threads come out in another order with another number of them: runs that are compared bit by bit, here and
+# in child processes, all have one. (pytest reads this file before anything imports torch.)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # torch logs each call of its checkpoints for debugging, which would bury what a failing test has to say.
@@ -77,6 +77,6 @@ def two_processes(pair_data, one_process, tmp_path_factory) -> TwoProcesses:
     from two_process_work import work
 
     folder = tmp_path_factory.mktemp("two_processes")
-    in_two_processes(functools.partial(work, pair_data.flags, one_process), folder)
+    in_two_processes(functools.partial(work, pair_data.flags, one_process), folder, groups=8)
     probes = [torch.load(folder / f"probe_{rank}.pt") for rank in range(2)]
     return TwoProcesses(folder, probes)

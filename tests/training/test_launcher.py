@@ -54,7 +54,7 @@ def test_a_signal_saves_and_exits_with_75(num_processes, number, to_all, pair_da
     (os.killpg if to_all else os.kill)(process.pid, number)
     output, errors = finish(process)
     assert process.returncode == 75, errors
-    assert "Traceback" not in errors
+    assert "Traceback" not in errors, errors
     run = tmp_path / "run"
     assert (run / "status").read_text() == "interrupted\n"
     step = records(run, "end")[0]["step"]
@@ -69,7 +69,7 @@ def test_wrong_input_exits_with_2_and_leaves_nothing(num_processes, pair_data, t
     _, errors = finish(process)
     assert process.returncode == 2
     assert "error: unknown flag --hiden-size=3; did you mean '--hidden-size'?" in errors
-    assert "Traceback" not in errors
+    assert "Traceback" not in errors, errors
     assert list(tmp_path.iterdir()) == []
 
 
@@ -79,7 +79,7 @@ def test_a_run_that_diverges_in_two_processes_exits_with_1(pair_data, tmp_path):
     _, errors = finish(process)
     assert process.returncode == 1
     assert "error: step 2: the loss is nan" in errors
-    assert "Traceback" not in errors
+    assert "Traceback" not in errors, errors
     assert (tmp_path / "run" / "status").read_text() == "failed\n"
     assert not (tmp_path / "run" / "checkpoints").exists()
 
