@@ -1,5 +1,6 @@
 """tools/convert_checkpoint.py: what a user sees, and what is left behind."""
 
+import contextlib
 import json
 import pickle
 import resource
@@ -242,22 +243,22 @@ def test_a_failed_conversion_with_force_leaves_the_old_output(tmp_path: Path) ->
     assert same_tensors(read_native(old).tensors, random_weights(seed=1).tensors)
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk() -> Iterator[None]:
-    """Writes beyond 20 kB of a file fail, as on a full disk."""
+    """Writes beyond 20 kB of a file fail, as on a full disk. Not a fixture: pytest's own log would be such a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("target", FORMATS)
-def test_a_full_disk_leaves_no_output(
-    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
-) -> None:
+def test_a_full_disk_leaves_no_output(target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = written(random_weights(), "native", tmp_path / "native")
-    request.getfixturevalue("full_disk")
-    assert convert("native", target, source, tmp_path / "out") == 2
+    with full_disk():
+        assert convert("native", target, source, tmp_path / "out") == 2
     message = capsys.readouterr().err
     assert f"{tmp_path / 'out'}: cannot be written" in message
     assert message.count("\n") == 1
