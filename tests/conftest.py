@@ -78,5 +78,5 @@ def two_processes(pair_data, one_process, tmp_path_factory) -> TwoProcesses:
 
     folder = tmp_path_factory.mktemp("two_processes")
     in_two_processes(functools.partial(work, pair_data.flags, one_process), folder, groups=8)
-    probes = [torch.load(folder / f"probe_{rank}.pt") for rank in range(2)]
+    probes = [torch.load(folder / f"probe_{rank}.pt", weights_only=True) for rank in range(2)]
     return TwoProcesses(folder, probes)
