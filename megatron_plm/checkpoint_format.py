@@ -32,6 +32,7 @@ class CheckpointState:
     step: int = 0
     consumed_tokens: int = 0
     cursor: dict[str, int] = field(default_factory=dict)
+    data_sha256: str | None = None  # of the training dataset, which gives the cursor its meaning
     has_optimizer: bool = False
 
 

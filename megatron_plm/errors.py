@@ -11,6 +11,7 @@ class UserError(Exception):
     """Something the user can mend: one sentence naming the place, what was expected and the way out."""
 
     exit_code = USER_ERROR_EXIT_CODE
+    told = False  # another process that found the same has printed it
 
 
 class RunFailed(UserError):
@@ -25,12 +26,18 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
+def tell(error: UserError) -> None:
+    """Print the error, unless another process has."""
+    if not error.told:
+        print(f"error: {error}", file=sys.stderr)
+
+
 def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command's `main(argv)` and return the exit code: a UserError is printed as one line, without traceback."""
     try:
         return command(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

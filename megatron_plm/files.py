@@ -1,12 +1,16 @@
-"""Files and directories that are complete or absent: written aside, synced, renamed last."""
+"""Files and directories that are complete or absent: written aside, synced, renamed last; and locks on them."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_plm.errors import UserError
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -17,12 +21,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     aside = _aside(path)
     try:
-        yield aside
-        _sync(aside)
-        os.replace(aside, path)
-        _sync(path.parent)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
+        with write_errors_told(path):
+            yield aside
+            sync(aside)
+            os.replace(aside, path)
+            sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
@@ -38,21 +41,23 @@ def atomic_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
         raise UserError(f"{path} exists already; give another output, or --force to replace it")
     aside = _aside(path)
     try:
-        aside.mkdir(parents=True)
-        yield aside
-        publish_directory(aside, path)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
+        with write_errors_told(path):
+            aside.mkdir(parents=True)
+            yield aside
+            publish_directory(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def publish_directory(aside: Path, path: Path) -> None:
-    """Sync every file below `aside` and rename it to `path`, putting away what stood there."""
+    """Sync every file below `aside` and rename it to `path`, putting away what stood there.
+
+    A kill between the two renames leaves the old directory under a hidden name, `.NAME.PID.old`.
+    """
     for folder, _, names in os.walk(aside):
         for name in names:
-            _sync(Path(folder) / name)
-        _sync(Path(folder))
+            sync(Path(folder) / name)
+        sync(Path(folder))
     if path.exists():
         old = _aside(path).with_suffix(".old")
         os.rename(path, old)
@@ -60,7 +65,7 @@ def publish_directory(aside: Path, path: Path) -> None:
         shutil.rmtree(old)
     else:
         os.rename(aside, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def replace_symlink(link: Path, target: str) -> None:
@@ -69,20 +74,67 @@ def replace_symlink(link: Path, target: str) -> None:
     aside.unlink(missing_ok=True)
     aside.symlink_to(target)
     os.replace(aside, link)
-    _sync(link.parent)
+    sync(link.parent)
 
 
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+class Busy(Exception):
+    """The lock is held by another process."""
 
 
-def _sync(path: Path) -> None:
+@contextlib.contextmanager
+def exclusive(lock: Path) -> Iterator[bool]:
+    """Hold the file `lock`, which goes with this process, however that ends; raises Busy where another one holds it.
+
+    Yields whether the file system could lock at all: where not, there is no exclusion.
+    """
+    descriptor, locked = _open_locked(lock)
+    try:
+        yield locked
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _open_locked(lock: Path) -> tuple[int, bool]:
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise Busy(lock) from None
+        except OSError:
+            return descriptor, False
+        # The last holder may have removed the file between the opening and the locking: then this is another one.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), lock.stat()):
+                return descriptor, True
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def write_errors_told(path: Path) -> Iterator[None]:
+    """Turn an OSError while `path` is being written into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in _DISK_FULL
+        advice = "free some space or choose another disk" if full else "choose a folder with write permission"
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}; {advice}") from error
+
+
+def sync(path: Path) -> None:
+    """Make a file's content, or a folder's renames, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError:
+        # Some file systems cannot sync a folder; a file that cannot be synced is not safe on the disk.
+        if not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 
 
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path}: cannot be written: {error.strerror or error}; choose a folder with write permission")
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")

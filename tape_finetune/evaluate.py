@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_plm.arguments import ArgumentParser
 from megatron_plm.errors import UserError
 from tape_finetune import runs
 from tape_finetune.data import choose_file
-from tape_finetune.flags import FlagParser, add_flag
+from tape_finetune.flags import add_flag
 from tape_finetune.model import BASE_MODELS
 from tape_finetune.scoring import score
 from tape_finetune.source import Source
@@ -42,8 +43,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> FlagParser:
-    parser = FlagParser(_PROGRAM, "Score a fine-tuned model on a split, with bootstrap intervals.")
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog=_PROGRAM, description="Score a fine-tuned model on a split, with bootstrap intervals.")
     parser.add_argument("base_model", choices=BASE_MODELS, metavar="BASE_MODEL", help=", ".join(BASE_MODELS))
     parser.add_argument("task", choices=list(TASKS), metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="directory that tape_train wrote")

@@ -2,29 +2,8 @@
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
-
-from megatron_plm.errors import UserError, suggestion
-
-
-class FlagParser(argparse.ArgumentParser):
-    """argparse with both spellings of every flag, and with its errors as UserErrors."""
-
-    def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}; --help lists the flags")
-
-    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse `argv`; raises UserError for an unknown flag, naming the nearest known one."""
-        arguments, unknown = self.parse_known_args(argv)
-        if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            nearest = suggestion(unknown[0].split("=")[0], flags)
-            raise UserError(f"{self.prog}: unknown argument {unknown[0]}{nearest}; --help lists the flags")
-        return arguments
+from collections.abc import Callable
+from typing import Any
 
 
 def add_flag(parser: argparse._ActionsContainer, name: str, **options: Any) -> argparse.Action:

@@ -8,6 +8,7 @@ Every head first brings the features to a common scale, so that one learning rat
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
@@ -44,7 +45,7 @@ class Standardize(nn.Module):
         return (x - self.mean) / self.scale
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """A head reads features and the proteins' lengths; `seed` and the parameters' names decide its first weights."""
 
     def __init__(self, num_features: int) -> None:
@@ -61,8 +62,9 @@ class Head(nn.Module):
             values = torch.from_numpy(normal(derive_key("head", seed, name), 0, parameter.numel()))
             parameter.copy_(values.view(parameter.shape) / math.sqrt(parameter[0].numel()))
 
+    @abstractmethod
     def forward(self, features: Tensor, lengths: Sequence[int]) -> Tensor:
-        raise NotImplementedError
+        """The task's outputs."""
 
 
 class LinearHead(Head):

@@ -3,6 +3,7 @@
 Shapes: R residues of packed proteins, n proteins, D width of a feature vector.
 """
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from tape_finetune.heads import Head, Level, mean_over_residues
 _ONEHOT_TOKENIZER = "esm2"
 
 
-class BaseModel(nn.Module):
+class BaseModel(nn.Module, ABC):
     """From packed proteins to a feature vector a residue, [R, D]."""
 
     def __init__(self, tokenizer: Tokenizer, num_features: int) -> None:
@@ -28,8 +29,9 @@ class BaseModel(nn.Module):
         self.tokenizer = tokenizer
         self.num_features = num_features
 
+    @abstractmethod
     def forward(self, packed: Packed) -> Tensor:
-        raise NotImplementedError
+        """The residues' features."""
 
 
 class EncoderModel(BaseModel):

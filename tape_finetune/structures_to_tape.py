@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from megatron_plm.arguments import ArgumentParser
 from megatron_plm.errors import UserError
 from tape_finetune.dssp import SS3_OF_SS8
 from tape_finetune.structure_splits import assign_splits, parse_splits
@@ -23,7 +24,7 @@ _NAMES_SHOWN = 5
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; see --help. Returns 0, raises UserError."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse(argv)
     splits = parse_splits(arguments.splits)
     if not 0 < arguments.min_resolved <= 1:
         raise UserError(f"--min-resolved {arguments.min_resolved:g}: expected a share above 0 and at most 1")
@@ -71,8 +72,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="structures_to_tape",
         description="Turn PDB and mmCIF files (plain or .gz) into TAPE's records for secondary structure and "
         "contact prediction.",

@@ -4,9 +4,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_plm.arguments import ArgumentParser
 from megatron_plm.errors import UserError, suggestion
 from tape_finetune.fit import FitOptions
-from tape_finetune.flags import FlagParser, add_flag, number, whole_number
+from tape_finetune.flags import add_flag, number, whole_number
 from tape_finetune.model import BASE_MODELS
 from tape_finetune.tasks import TASKS
 
@@ -19,7 +20,7 @@ def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Parse `argv`; raises UserError for an unknown or ill-typed flag, and for one that belongs to another task."""
     arguments = build_parser().parse(argv)
     for name, task in TASKS.items():
-        own_flags = argparse.ArgumentParser(add_help=False)
+        own_flags = ArgumentParser(add_help=False)
         task.add_flags(own_flags)
         for action in own_flags._actions:
             if name != arguments.task and getattr(arguments, action.dest) is not None:
@@ -33,9 +34,9 @@ def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def build_parser() -> FlagParser:
+def build_parser() -> ArgumentParser:
     """Every flag with its help."""
-    parser = FlagParser(PROGRAM, _DESCRIPTION)
+    parser = ArgumentParser(prog=PROGRAM, description=_DESCRIPTION)
     parser.add_argument("base_model", choices=BASE_MODELS, metavar="BASE_MODEL", help=", ".join(BASE_MODELS))
     parser.add_argument("task", choices=list(TASKS), metavar="TASK", help=", ".join(TASKS))
     positive = whole_number(1)

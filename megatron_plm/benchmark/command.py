@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_plm.arguments import ArgumentParser
 from megatron_plm.config.presets import PRESETS
 from megatron_plm.files import atomic_file
 from megatron_plm.machine import describe_machine
@@ -13,7 +14,7 @@ from megatron_plm.machine import describe_machine
 
 def main(argv: Sequence[str]) -> int:
     """Run one benchmark; returns 0, or 1 where `--check` was given and a bar was missed."""
-    parser = argparse.ArgumentParser(prog="tools/benchmark.py", description=__doc__)
+    parser = ArgumentParser(prog="tools/benchmark.py", description=__doc__)
     subjects = parser.add_subparsers(dest="subject", required=True)
     train = subjects.add_parser("train", help="training on this machine against transformers' EsmForMaskedLM")
     train.add_argument("--data-path", required=True, metavar="PREFIX", help="dataset to train on")
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     train.add_argument("--seed", type=int, default=1)
     train.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
     train.add_argument("--check", action="store_true", help="exit with 1 where a ratio is below its bar")
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
 
     from megatron_plm.benchmark.train import measure, table
 

@@ -7,23 +7,17 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from megatron_plm.arguments import ArgumentParser
 from megatron_plm.config.options import GROUPS, Config, option_fields
 from megatron_plm.config.presets import PRESETS, preset_options
 from megatron_plm.errors import UserError, suggestion
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, with its errors as UserErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}; --help lists the flags")
-
-
-def build_parser(prog: str) -> argparse.ArgumentParser:
+def build_parser(prog: str) -> ArgumentParser:
     """The parser of a training command: every option is a flag, absent unless typed."""
-    parser = _Parser(prog=prog, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = ArgumentParser(prog=prog, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", metavar="FILE", help="TOML file of options")
     parser.add_argument("--preset", metavar="NAME", help=f"model shape: {', '.join(PRESETS)}")
     parser.add_argument("--print-config", action="store_true", help="print the resolved options as TOML and stop")
@@ -52,21 +46,24 @@ def load_config(argv: Sequence[str], *, prog: str = "launch/pretrain.sh") -> tup
     key or flag; whether the values fit together is checked by `options.problems`, once the world size is known.
     """
     known = option_fields()
-    parser = build_parser(prog)
-    typed, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flags = [flag for entry in known.values() for flag in entry.flags]
-        flags += ["--config", "--preset", "--print-config"]
-        raise UserError(f"unknown flag {unknown[0]}{suggestion(unknown[0].split('=')[0], flags)}; --help lists all")
-    flags_typed = vars(typed)
+    flags_typed = vars(build_parser(prog).parse(argv))
     print_config = flags_typed.pop("print_config", False)
     file_preset: str | None = None
     values: dict[str, Any] = {}
-    if "config" in flags_typed:
-        file_preset, values = read_toml(Path(flags_typed.pop("config")))
+    config_path = flags_typed.pop("config", None)
+    if config_path is not None:
+        file_preset, values = read_toml(Path(config_path))
     preset = flags_typed.pop("preset", file_preset)
     if preset is not None:
-        values = {**preset_options(preset), **values}
+        shape = preset_options(preset)
+        # A file of another preset, such as the config.toml of a run, would win, and leave little of the one asked for.
+        for name in shape if file_preset not in (None, preset) else ():
+            if values.get(name, shape[name]) != shape[name]:
+                raise UserError(
+                    f"--preset {preset}: --config {config_path} sets {name} to {values[name]} itself, the preset to "
+                    f"{shape[name]}; leave out one of the two, or the file's [model] table"
+                )
+        values = {**shape, **values}
     for name, value in flags_typed.items():
         values[name] = known[name].check(value, known[name].flag)
     return config_from_values(values, preset=preset), print_config

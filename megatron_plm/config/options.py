@@ -78,7 +78,12 @@ class TrainingOptions:
     eval_interval: int = option(100, "steps between two evaluations; the last step is always evaluated")
     eval_iters: int = option(10, "global batches of one evaluation, fewer if the validation set is smaller")
     save: str | None = option(None, "run directory: config, metrics, TensorBoard files and checkpoints")
-    load: str | None = option(None, "run directory or checkpoint to go on from")
+    load: str | None = option(
+        None, "run directory or checkpoint to go on from; equal to --save, a run without a checkpoint begins anew"
+    )
+    pretrained_checkpoint: str | None = option(
+        None, "native checkpoint whose weights a new run begins with; where --load goes on with a run it is not read"
+    )
     save_interval: int = option(500, "steps between two checkpoints; the last step is always saved")
     keep_last: int = option(3, "checkpoints to keep; older ones of this run are deleted")
 

@@ -1,12 +1,11 @@
 """`convert_checkpoint`: any format to any other, through the native form in memory."""
 
-import argparse
 import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from megatron_plm.arguments import ArgumentParser
 from megatron_plm.checkpoint_format import STATE_FILE
 from megatron_plm.convert.config_json import CONFIG_JSON
 from megatron_plm.convert.pretrained import FORMATS, detect_format, read_checkpoint
@@ -15,16 +14,10 @@ from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_directory
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="convert_checkpoint",
         description="Convert a checkpoint between formats. Weights only: the optimizer's state is not carried.",
-        allow_abbrev=False,
     )
     parser.add_argument("--from", dest="source", required=True, choices=FORMATS, help="format of the input")
     parser.add_argument("--to", dest="target", required=True, choices=FORMATS, help="format of the output")
@@ -37,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Convert as `argv` says and print what was written, what is not carried and the next command."""
-    arguments = build_parser().parse_args(argv)
+    arguments = build_parser().parse(argv)
     source, output = arguments.input, arguments.output
     _check_output(source, output, force=arguments.force)
     found = detect_format(source)

@@ -6,6 +6,7 @@ document entries [d], where entry k is the first sequence of document k and the 
 megatron.core.datasets.indexed_dataset's. PREFIX.json is this project's addition (see indexed_writer.py).
 """
 
+import hashlib
 import json
 import os
 import struct
@@ -75,6 +76,12 @@ class IndexedDataset:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def sha256(self) -> str | None:
+        """What identifies the content: the checksum over those of .idx and .bin that PREFIX.json holds, if any."""
+        sums = self.metadata.get("sha256")
+        return hashlib.sha256(f"{sums['idx']} {sums['bin']}".encode()).hexdigest() if sums else None
 
     def __getitem__(self, index: int) -> npt.NDArray[Any]:
         if not 0 <= index < len(self):

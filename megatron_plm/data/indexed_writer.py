@@ -8,8 +8,6 @@ second run away from the same prefix; the lock goes with the process, however it
 """
 
 import contextlib
-import errno
-import fcntl
 import glob
 import hashlib
 import json
@@ -28,6 +26,7 @@ import numpy.typing as npt
 
 from megatron_plm.data.indexed import DTYPE_CODES, HEADER, MAGIC, VERSION, DatasetPaths, dataset_paths
 from megatron_plm.errors import UserError
+from megatron_plm.files import Busy, exclusive, sync, write_errors_told
 
 _DTYPE_CODE = next(code for code, dtype in DTYPE_CODES.items() if dtype is np.uint8)
 _CHUNK = 1 << 18  # sequences handled at a time while the index is completed
@@ -53,7 +52,7 @@ class IndexedDatasetWriter:
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> "IndexedDatasetWriter":
-        with contextlib.ExitStack() as stack, _os_errors_told(self.paths.bin):
+        with contextlib.ExitStack() as stack, write_errors_told(self.paths.bin):
             stack.enter_context(_folder(self.paths.bin.parent))
             self._check_free()
             stack.enter_context(_exclusive(self.paths))
@@ -79,7 +78,7 @@ class IndexedDatasetWriter:
 
         The arrays must not be changed afterwards.
         """
-        with _os_errors_told(self.paths.bin):
+        with write_errors_told(self.paths.bin):
             unwritten = tokens.data
             while unwritten:
                 unwritten = unwritten[self._bin.write(unwritten) :]
@@ -89,7 +88,7 @@ class IndexedDatasetWriter:
 
     def commit(self, metadata: dict[str, Any]) -> None:
         """Complete the index, write `metadata` with the files' checksums added, and give the files their names."""
-        with _os_errors_told(self.paths.bin):
+        with write_errors_told(self.paths.bin):
             self._complete_index()
             with self._temporary.idx.open("rb") as idx:
                 idx_sha256 = hashlib.file_digest(idx, "sha256").hexdigest()
@@ -107,10 +106,10 @@ class IndexedDatasetWriter:
         self._check_free()
         for path in (self.paths.json, self.paths.idx):
             path.unlink(missing_ok=True)
-        _sync_folder(self.paths.bin.parent)
+        sync(self.paths.bin.parent)
         for temporary, path in zip(_all(self._temporary), _all(self.paths), strict=True):
             os.replace(temporary, path)
-        _sync_folder(self.paths.bin.parent)
+        sync(self.paths.bin.parent)
 
     def _check_free(self) -> None:
         existing = [f"'{path}'" for path in _all(self.paths) if path.exists()]
@@ -202,57 +201,15 @@ def _exclusive(paths: DatasetPaths) -> Iterator[None]:
     On a file system without locks there is no exclusion; random temporary names still keep two runs apart.
     """
     lock = paths.bin.with_suffix(".lock")
-    descriptor, locked = _open_locked(lock)
     try:
-        for path in _all(paths) if locked else ():
-            leftover = glob.escape(path.name) + "." + "[0-9a-f]" * (2 * _TOKEN_BYTES) + ".tmp"
-            for temporary in path.parent.glob(leftover):
-                temporary.unlink(missing_ok=True)
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _open_locked(lock: Path) -> tuple[int, bool]:
-    """Return the descriptor of the lock file, and whether the file system could lock it."""
-    while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise UserError(
-                f"another run is writing '{lock.with_suffix('')}' at this moment and holds '{lock}': wait for it or "
-                "choose another --output-prefix"
-            ) from None
-        except OSError:
-            return descriptor, False
-        # The last holder may have removed the file between the opening and the locking: then this is another one.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), lock.stat()):
-                return descriptor, True
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames in the folder durable, where its file system can."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _os_errors_told(path: Path) -> Iterator[None]:
-    """Turn an OSError while writing the dataset into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            advice = "free some space or choose another disk"
-        else:
-            advice = "choose another --output-prefix"
-        raise UserError(f"cannot write '{path}' ({error.strerror}): {advice}; nothing was kept") from error
+        with exclusive(lock) as locked:
+            for path in _all(paths) if locked else ():
+                leftover = glob.escape(path.name) + "." + "[0-9a-f]" * (2 * _TOKEN_BYTES) + ".tmp"
+                for temporary in path.parent.glob(leftover):
+                    temporary.unlink(missing_ok=True)
+            yield
+    except Busy:
+        raise UserError(
+            f"another run is writing '{lock.with_suffix('')}' at this moment and holds '{lock}': wait for it or "
+            "choose another --output-prefix"
+        ) from None

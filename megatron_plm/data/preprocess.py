@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_plm import __version__
+from megatron_plm.arguments import ArgumentParser
 from megatron_plm.data.fasta import FastaTokenizer
 from megatron_plm.data.formats import BlockReader
 from megatron_plm.data.indexed import METADATA_FORMAT, METADATA_VERSION, DatasetPaths
 from megatron_plm.data.indexed_writer import IndexedDatasetWriter
 from megatron_plm.data.statistics import LengthStatistics, count_tokens, count_unknown_letters
-from megatron_plm.errors import UserError, suggestion
+from megatron_plm.errors import UserError
 from megatron_plm.tokenizers import TOKENIZER_NAMES, Tokenizer, get_tokenizer
 
 _LOG_SECONDS = 10.0  # between two lines of progress where there is no terminal
@@ -125,9 +126,8 @@ def main(argv: Sequence[str]) -> int | None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="preprocess_data",
-        allow_abbrev=False,
         description="Turn FASTA files into a dataset for pretraining: PREFIX.bin, PREFIX.idx and PREFIX.json.",
     )
     parser.add_argument(
@@ -143,10 +143,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--keep-case", action="store_true", help="don't read lower-case letters as upper-case: they are unknown"
     )
     parser.add_argument("--force", action="store_true", help="replace an existing dataset")
-    options, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flags = ["--" + name.replace("_", "-") for name in vars(options)]
-        raise UserError(f"unknown flag {unknown[0]!r}{suggestion(unknown[0], flags)}; --help lists the flags")
+    options = parser.parse(argv)
     if options.workers < 1:
         raise UserError(f"--workers must be 1 or more, not {options.workers}")
     return options

@@ -16,12 +16,12 @@ class Sequences:
 
     cu_seqlens: Tensor  # int32 [number of sequences + 1], from 0 to T; empty sequences are allowed
     max_length: int
-    lengths: tuple[int, ...] | None  # of the sequences that are not empty; on the CPU only, where they are needed
+    lengths: tuple[int, ...] | None  # of the sequences that are not empty; None where flash attention is used
 
     @staticmethod
-    def from_cu_seqlens(cu_seqlens: Tensor, max_length: int) -> "Sequences":
-        """Read the lengths where that is free; on a GPU it would make the host wait."""
-        if cu_seqlens.device.type != "cpu":
+    def from_cu_seqlens(cu_seqlens: Tensor, max_length: int, dtype: torch.dtype) -> "Sequences":
+        """Read the lengths where attention over `dtype` needs them; on a GPU, that makes the host wait."""
+        if cu_seqlens.device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
             return Sequences(cu_seqlens, max_length, None)
         return Sequences(cu_seqlens, max_length, tuple(n for n in cu_seqlens.diff().tolist() if n))
 
@@ -29,8 +29,8 @@ class Sequences:
 def packed_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, sequences: Sequences) -> Tensor:
     """Softmax attention inside each sequence, scaled by H^-½; returns [T, N, H].
 
-    On the CPU each sequence is one call of the fused kernel, on a GPU all of them are one call of variable-length
-    flash attention.
+    On a GPU all sequences are one call of variable-length flash attention, which exists for 16-bit numbers only. In
+    fp32, and on the CPU, each sequence is one call of the fused kernel.
     """
     if sequences.lengths is None:
         # Imported here: the module exists only in builds of torch that have the CUDA kernel.

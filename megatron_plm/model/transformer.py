@@ -64,7 +64,7 @@ class Encoder(nn.Module):
         """Encode packed rows; the arguments are those of `data.loader.Batch`. Returns [B, L, D]."""
         x_BLD = self.embedding(tokens_BL, segment_ids_BL)
         rotary = self.rotary(positions_BL, x_BLD.dtype)
-        sequences = Sequences.from_cu_seqlens(cu_seqlens, max_length=tokens_BL.shape[1])
+        sequences = Sequences.from_cu_seqlens(cu_seqlens, tokens_BL.shape[1], x_BLD.dtype)
         for block in self.blocks:
             x_BLD = block(x_BLD, rotary, sequences)
         return self.final_norm(x_BLD)

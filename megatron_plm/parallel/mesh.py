@@ -1,14 +1,17 @@
 """Processes and the mesh they form."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, Store
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class World:
     size: int
     device: torch.device
     mesh: DeviceMesh | None
+    store: Store | None = None  # where the processes of the group met
 
     @property
     def is_main(self) -> bool:
@@ -41,10 +45,33 @@ class World:
         if self.mesh is not None:
             dist.barrier()
 
+    def meet(self, what: str, *, seconds: float) -> tuple[int, bool]:
+        """Say that this process has come to `what`; returns how many came before, and whether all come in `seconds`.
+
+        No collective: it never hangs where some of the processes came elsewhere.
+        """
+        if self.store is None:
+            return 0, True
+        key = f"meet/{hashlib.sha256(what.encode()).hexdigest()}"
+        arrived = self.store.add(key, 1)
+        if arrived == self.size:
+            self.store.set(f"{key}/all", "")
+            return arrived - 1, True
+        try:
+            self.store.wait([f"{key}/all"], timedelta(seconds=seconds))
+        except (RuntimeError, ValueError):  # time is up (which of the two depends on the store), or the store is gone
+            return arrived - 1, False
+        return arrived - 1, True
+
 
 def world_size() -> int:
     """How many processes torchrun started; 1 outside of torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Which of this machine's processes this one is; 0 outside of torchrun."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @contextmanager
@@ -54,20 +81,21 @@ def joined_world(*, force_group: bool = False) -> Iterator[World]:
     A single process gets no process group, unless `force_group`: FSDP2, which carries the mixed-precision policy,
     needs a mesh even for one.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size() == 1 and not force_group:
         yield World(0, 1, device, None)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    store: Store
     if "RANK" in os.environ:
-        dist.init_process_group(backend)
+        store, rank, size = next(rendezvous("env://"))
     else:
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        store, rank, size = HashStore(), 0, 1
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
-        mesh = init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("dp_shard",))
-        yield World(dist.get_rank(), dist.get_world_size(), device, mesh)
+        mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("dp_shard",))
+        yield World(rank, size, device, mesh, store)
     finally:
         dist.destroy_process_group()

@@ -1,6 +1,5 @@
 """The command `report`: from a pretraining run and fine-tuning results to a page, plots and a score table."""
 
-import argparse
 import contextlib
 import shlex
 import sys
@@ -9,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_plm.arguments import ArgumentParser
 from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_file
 from megatron_plm.report.page import build_page, draw_plots
@@ -24,7 +24,7 @@ _LINE = 100
 
 def main(argv: Sequence[str]) -> int | None:
     """Write the report that the flags in `argv` ask for, print the scores; raise UserError on bad input."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse(argv)
     output: Path = arguments.output
     if output.suffix != ".html" or output.is_dir():
         raise UserError(f"--output {output}: expected the name of a file that ends in .html")
@@ -41,9 +41,9 @@ def main(argv: Sequence[str]) -> int | None:
     return None
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> ArgumentParser:
     """Return the command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="report",
         description="Write one self-contained HTML page, and its plots as PNG files, about a pretraining run "
         "and the downstream results of its model.",

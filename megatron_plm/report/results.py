@@ -71,8 +71,9 @@ class ResultFile:
 
 @dataclass(frozen=True)
 class Result(ResultFile):
-    """A result with the name of its data: their folder as the user typed it, or the names of the files."""
+    """A result with its directory, and the name of its data: their folder as the user typed it, or the files' names."""
 
+    directory: str
     data: str
 
 
@@ -161,7 +162,7 @@ def read_result(directory: Path) -> Result:
         raise UserError(f"{path}: 'splits' is empty; run tape_finetune/tape_eval.py on a split first")
     data_dir = read_object(_RunFile, run_path, _WAY_OUT).data_dir if run_path.exists() else None
     data = data_dir if data_dir is not None else _file_names(content)
-    result = Result(**vars(content), data=data)
+    result = Result(**vars(content), directory=str(directory), data=data)
     _check(result, path)
     return result
 
@@ -188,9 +189,9 @@ def _check(result: Result, path: Path) -> None:
 
 def group_by_task(results: Sequence[Result]) -> list[Task]:
     """Return one group for each task and set of data, those whose every result carries a note last, else in the
-    order in which they first occur; equal labels in a group get their seed added.
+    order in which they first occur; equal labels in a group get their seed added, and then their directory.
 
-    Raises UserError where two results of a group share label and seed, for their rows could not be told apart.
+    Raises UserError where a directory is named twice.
     """
     groups: dict[str, list[list[Result]]] = {}
     for result in results:
@@ -240,17 +241,16 @@ def _file_names(result: ResultFile) -> str:
 
 def _distinct_labels(results: Sequence[Result]) -> tuple[Result, ...]:
     """Return a task's results in the order of their base models, each with a label of its own."""
-    times_used = Counter(result.label for result in results)
-    named = [
-        replace(result, label=f"{result.label}, seed {result.seed}") if times_used[result.label] > 1 else result
-        for result in results
-    ]
+    named = results
+    for more in (lambda result: f"seed {result.seed}", lambda result: result.directory):
+        times_used = Counter(result.label for result in named)
+        named = [
+            replace(result, label=f"{result.label}, {more(result)}") if times_used[result.label] > 1 else result
+            for result in named
+        ]
     for label, times in Counter(result.label for result in named).items():
         if times > 1:
-            raise UserError(
-                f"--results: {times} results of task {results[0].task!r} are labelled {label!r}; "
-                "name each directory once, and give each model a label or seed of its own"
-            )
+            raise UserError(f"--results: {times} results of task {results[0].task!r} are {label!r}; name each once")
     return tuple(sorted(named, key=lambda result: _rank(result.base_model, _BASE_MODEL_ORDER)))
 
 

@@ -60,7 +60,7 @@ def parse_object(cls: type[Record], value: object, where: str) -> Record:
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected a JSON object, found {_shown(value)}")
     hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(typing.cast(Any, cls))]
     missing = [name for name in names if name not in value]
     if missing:
         raise UserError(f"{where}: the key {missing[0]!r} is missing; it must hold {_describe(hints[missing[0]])}")

@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -76,18 +81,40 @@ def load_checkpoint(run: Run, source: Path) -> Path:
     state: dict[str, Any] = {"model": model, "optimizer": optimizer}
     # The checkpoint's own settings come with the optimizer's state; those of this run's options hold.
     settings = [{k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups]
-    try:
-        with without_single_process_warning():
-            load(state, storage_reader=SafeReader(path), planner=SafePlanner(), no_dist=run.world.mesh is None)
-    except READ_ERRORS as error:
-        raise UserError(
-            f"--load {path}: the checkpoint is damaged or incomplete ({reason_of(error)}); give another one of the run"
-        ) from None
+    _read(run, path, state, "--load")
     set_state_dict(run.model, run.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     for group, asked in zip(run.optimizer.param_groups, settings, strict=True):
         group.update(asked)
     run.progress = Progress(saved.step, saved.consumed_tokens, Cursor(**saved.cursor))
     return path
+
+
+def load_pretrained_weights(run: Run, source: Path) -> Path:
+    """Put only the weights of the checkpoint that `source` names into `run`, which begins anew. Returns its path.
+
+    Raises UserError where the checkpoint's model or tokenizer is not the run's.
+    """
+    flag = "--pretrained-checkpoint"
+    path = find_checkpoint(source)
+    saved_config, saved = read_description(path)
+    if checkpoint_tokenizer(path, saved).sha256 != run.datasets.tokenizer.sha256:
+        raise _other_tokenizer(flag, path, saved, run)
+    _refuse_differences(flag, path, _model_options(saved_config, run.config))
+    state: dict[str, Any] = {"model": get_model_state_dict(run.model)}
+    _read(run, path, state, flag)
+    set_model_state_dict(run.model, state["model"])
+    return path
+
+
+def _read(run: Run, path: Path, state: dict[str, Any], flag: str) -> None:
+    """Fill the tensors of `state` from the checkpoint at `path`; collective."""
+    try:
+        with without_single_process_warning():
+            load(state, storage_reader=SafeReader(path), planner=SafePlanner(), no_dist=run.world.mesh is None)
+    except READ_ERRORS as error:
+        raise UserError(
+            f"{flag} {path}: the checkpoint is damaged or incomplete ({reason_of(error)}); give another one of the run"
+        ) from None
 
 
 def _state(run: Run) -> CheckpointState:
@@ -97,33 +124,53 @@ def _state(run: Run) -> CheckpointState:
         step=run.progress.step,
         consumed_tokens=run.progress.consumed_tokens,
         cursor=asdict(run.progress.cursor),
+        data_sha256=run.datasets.train.sha256,
         has_optimizer=True,
     )
 
 
 def _check_resumable(path: Path, saved_config: Config, saved: CheckpointState, run: Run) -> None:
     if checkpoint_tokenizer(path, saved).sha256 != run.datasets.tokenizer.sha256:
-        raise UserError(
-            f"--load {path}: the checkpoint's tokenizer is {saved.tokenizer!r} and the dataset's is "
-            f"{run.datasets.tokenizer.name!r}; preprocess the FASTA file with --tokenizer {saved.tokenizer}"
-        )
+        raise _other_tokenizer("--load", path, saved, run)
     if not saved.has_optimizer:
         raise UserError(
             f"--load {path}: the checkpoint holds weights only, without optimizer and position in the data; "
-            "give a checkpoint that training wrote"
+            "give a checkpoint that training wrote, or begin a new run from it with --pretrained-checkpoint"
         )
     # The weights fix the model; the meaning of the data cursor depends on the rest.
     new = run.config
-    pairs = [(name, value, getattr(new.model, name)) for name, value in asdict(saved_config.model).items()]
+    pairs = _model_options(saved_config, new)
     pairs += [
         (name, getattr(saved_config.data, name), getattr(new.data, name))
         for name in ("seq_length", "packing_window", "mask_prob")
     ]
     pairs.append(("seed", saved_config.training.seed, new.training.seed))
+    _refuse_differences("--load", path, pairs)
+    if saved.data_sha256 != run.datasets.train.sha256:
+        raise UserError(
+            f"--load {path}: --data-path {new.data.data_path} is not the dataset of that run, so its position in the "
+            "data means nothing here; give the same dataset, or begin a new run from the weights with "
+            "--pretrained-checkpoint"
+        )
+
+
+def _other_tokenizer(flag: str, path: Path, saved: CheckpointState, run: Run) -> UserError:
+    return UserError(
+        f"{flag} {path}: the checkpoint's tokenizer is {saved.tokenizer!r} and the dataset's is "
+        f"{run.datasets.tokenizer.name!r}; preprocess the FASTA file with --tokenizer {saved.tokenizer}"
+    )
+
+
+def _model_options(saved: Config, new: Config) -> list[tuple[str, Any, Any]]:
+    """Each option of the model with its value there and here."""
+    return [(name, value, getattr(new.model, name)) for name, value in asdict(saved.model).items()]
+
+
+def _refuse_differences(flag: str, path: Path, pairs: list[tuple[str, Any, Any]]) -> None:
     for name, was, now in pairs:
         if was != now:
             raise UserError(
-                f"--load {path}: --{name.replace('_', '-')} was {was} there and is {now} here; use the same value "
+                f"{flag} {path}: --{name.replace('_', '-')} was {was} there and is {now} here; use the same value "
                 f"(--config {path / 'config.toml'} takes them all)"
             )
 

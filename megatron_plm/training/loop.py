@@ -13,8 +13,9 @@ from megatron_plm.training.checkpoint import save_checkpoint
 from megatron_plm.training.guard import StopRequest
 from megatron_plm.training.metrics import RunLog
 from megatron_plm.training.optimizer import clip_gradients, set_learning_rate
+from megatron_plm.training.run_directory import run_directory
 from megatron_plm.training.schedule import learning_rate
-from megatron_plm.training.state import Run, run_directory
+from megatron_plm.training.state import Run
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ def train(run: Run, log: RunLog, stop: StopRequest) -> str:
         progress.step += 1
         progress.consumed_tokens += metrics.num_tokens
         progress.cursor = step.cursor
-        interrupted = run.world.any(stop.requested)
-        last = progress.step == options.train_iters or interrupted
+        finished = progress.step == options.train_iters
+        interrupted = not finished and run.world.any(stop.requested)
+        last = finished or interrupted
         evaluates = run.valid_loader is not None and (_due(progress.step, options.eval_interval) or last)
         saves = directory is not None and (_due(progress.step, options.save_interval) or last)
         log.train(progress, metrics, flush=evaluates or saves or last or _due(progress.step, options.log_interval))

@@ -8,8 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_plm.files import write_errors_told
 from megatron_plm.training.guard import check_finite
-from megatron_plm.training.state import Progress, Run, run_directory
+from megatron_plm.training.run_directory import METRICS_FILE, run_directory
+from megatron_plm.training.state import Progress, Run
 
 if TYPE_CHECKING:
     from megatron_plm.training.loop import StepMetrics
@@ -40,7 +42,7 @@ class RunLog:
         if not run.world.is_main:
             return
         if directory:
-            self._file = _open_to_append(directory / "metrics.jsonl")
+            self._file = _open_to_append(directory / METRICS_FILE)
             self._tensorboard = _tensorboard_writer(directory / "tensorboard")
         if sys.stdout.isatty() and sys.stderr.isatty() and find_spec("rich"):
             self._progress_bar = _ProgressBar(run.config.training.train_iters, run.progress.step)
@@ -172,12 +174,12 @@ class _ProgressBar:
 
 def _open_to_append(path: Path) -> Any:
     """Open metrics.jsonl to append; half a last line, left by a kill, is cut off first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        file.seek(0)
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
-    return open(path, "a", encoding="utf-8")
+    with write_errors_told(path):
+        with open(path, "ab+") as file:
+            file.seek(0)
+            content = file.read()
+            file.truncate(content.rfind(b"\n") + 1)
+        return open(path, "a", encoding="utf-8")
 
 
 def _tensorboard_writer(directory: Path) -> Any:

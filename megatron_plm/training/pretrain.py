@@ -10,35 +10,57 @@ from typing import Any
 
 import torch
 
-from megatron_plm.checkpoint_format import CHECKPOINTS, CONFIG_FILE, LATEST, find_checkpoint
+from megatron_plm.checkpoint_format import CHECKPOINTS, CONFIG_FILE
 from megatron_plm.config.load import load_config, print_config_and_stop, to_toml
 from megatron_plm.config.options import Config, problems
-from megatron_plm.errors import RunFailed, UserError, run_command
+from megatron_plm.errors import RunFailed, UserError, run_command, tell
 from megatron_plm.files import atomic_file
 from megatron_plm.machine import package_versions, processor_name
-from megatron_plm.parallel.mesh import World, joined_world, world_size
-from megatron_plm.training.checkpoint import load_checkpoint
+from megatron_plm.parallel.mesh import World, joined_world, local_rank, world_size
+from megatron_plm.training.checkpoint import load_checkpoint, load_pretrained_weights
 from megatron_plm.training.guard import StopRequest
 from megatron_plm.training.loop import train
 from megatron_plm.training.metrics import RunLog
-from megatron_plm.training.state import Datasets, Run, build_run, open_datasets, run_directory
+from megatron_plm.training.run_directory import (
+    begins_anew,
+    check_run_directory,
+    own_run_directory,
+    run_directory,
+    write_status,
+)
+from megatron_plm.training.state import Datasets, Run, build_run, open_datasets
 
 EXIT_CODES = {"finished": 0, "interrupted": 75}  # 75 is EX_TEMPFAIL: run me again; what fails raises
 EXIT_CODE_FILE = "MEGATRON_PLM_EXIT_CODE_FILE"  # set by launch/pretrain.sh around torchrun
+_SECONDS_TO_AGREE = 10.0
 
 
 def main(argv: Sequence[str]) -> int:
     """Train as `argv` says; returns the exit code. Raises UserError for what the user can mend."""
-    config, print_config = load_config(argv)
-    found = problems(config, world_size=world_size())
-    if found:
-        raise UserError("\n       ".join(found))
-    if print_config:
-        return print_config_and_stop(config)
-    datasets = open_datasets(config)
-    _check_directory(config)
+    try:
+        config, print_config = load_config(argv)
+        found = problems(config, world_size=world_size())
+        if found:
+            raise UserError("\n       ".join(found))
+        if print_config:
+            return print_config_and_stop(config) if local_rank() == 0 else 0
+        datasets = open_datasets(config)
+        check_run_directory(config)
+    except UserError as error:
+        error.told = local_rank() > 0  # all processes of a machine find it alike
+        raise
     with joined_world(force_group=config.training.bf16) as world:
-        return EXIT_CODES[_pretrain(config, world, datasets, argv)]
+        try:
+            with own_run_directory(config, world):
+                return EXIT_CODES[_pretrain(config, world, datasets, argv)]
+        except UserError as error:
+            num_before, together = world.meet(str(error), seconds=_SECONDS_TO_AGREE)
+            error.told = num_before > 0
+            if together:
+                raise
+            # The others know nothing of it and would wait for this process: a crash makes torchrun end them.
+            tell(error)
+            raise SystemExit(error.exit_code) from None
 
 
 def launch(argv: Sequence[str]) -> int:
@@ -52,7 +74,7 @@ def launch(argv: Sequence[str]) -> int:
     path = os.environ.get(EXIT_CODE_FILE)
     if path is None:
         return code
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if local_rank() == 0:
         Path(path).write_text(str(code))
     # Another node may lack a file that this one has, and would wait for the workers that left.
     may_differ = code not in EXIT_CODES.values() and int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
@@ -62,20 +84,18 @@ def launch(argv: Sequence[str]) -> int:
 def _pretrain(config: Config, world: World, datasets: Datasets, argv: Sequence[str]) -> str:
     stop = StopRequest()
     run = build_run(config, world, datasets)
-    loaded = load_checkpoint(run, Path(config.training.load)) if config.training.load else None
+    begun_with = _load(run)
     directory = run_directory(config)
     if directory and world.is_main:
-        directory.mkdir(parents=True, exist_ok=True)
         with atomic_file(directory / CONFIG_FILE) as aside:
             aside.write_text(to_toml(config), encoding="utf-8")
-        _write_status(directory, "running")
+        write_status(directory, "running")
     log = RunLog(run)
     description = _description(run, argv)
     log.start(description)
     log.say(
         f"{description['num_parameters']:,} parameters, {len(datasets.train):,} proteins, "
-        f"{world.size} process{'es' if world.size > 1 else ''} on {world.device.type}"
-        + (f", going on from {loaded} at step {run.progress.step}" if loaded else "")
+        f"{world.size} process{'es' if world.size > 1 else ''} on {world.device.type}" + begun_with
     )
     status = "failed"
     try:
@@ -85,35 +105,28 @@ def _pretrain(config: Config, world: World, datasets: Datasets, argv: Sequence[s
     finally:
         log.end(run.progress.step, status)
         if directory and world.is_main:
-            _write_status(directory, status)
+            write_status(directory, status)
     if world.is_main:
         _say_what_next(run, status)
     return status
 
 
-def _write_status(directory: Path, status: str) -> None:
-    with atomic_file(directory / "status") as aside:
-        aside.write_text(status + "\n", encoding="utf-8")
-
-
-def _check_directory(config: Config) -> None:
-    """Refuse a run directory that cannot be written or holds a run that this one does not go on with; before any
-    process group exists."""
-    directory, load = run_directory(config), config.training.load
-    if directory is None:
-        return
-    holds_run = (directory / CHECKPOINTS).exists() or (directory / "metrics.jsonl").exists()
-    way_out = f"go on with it by --load {directory}, or give another folder"
-    if holds_run and load is None:
-        raise UserError(f"--save {directory}: holds a run already; {way_out}")
-    # Going on from elsewhere would mix two runs, and from an older checkpoint overwrite the newer ones one by one.
-    if holds_run and load and find_checkpoint(Path(load)) != (directory / CHECKPOINTS / LATEST).resolve():
-        raise UserError(
-            f"--save {directory}: holds a run already, and --load {load} is not its latest checkpoint; {way_out}"
-        )
-    nearest = next(place for place in (directory, *directory.absolute().parents) if place.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"--save {directory}: {nearest} cannot be written to; choose a folder with write permission")
+def _load(run: Run) -> str:
+    """Load what the options name, if anything; returns the words that say so."""
+    options, directory = run.config.training, run_directory(run.config)
+    if options.load and not begins_anew(run.config):
+        path = load_checkpoint(run, Path(options.load))
+        goes_on_there = directory is not None and path.parent == (directory / CHECKPOINTS).resolve()
+        if run.progress.step >= options.train_iters and not goes_on_there:
+            raise UserError(
+                f"--load {path}: it is at step {run.progress.step} already; to train further, raise --train-iters "
+                f"above its {options.train_iters}"
+            )
+        return f", going on from {path} at step {run.progress.step}"
+    words = f", no checkpoint in {options.load} yet" if options.load else ""
+    if options.pretrained_checkpoint:
+        words += f", beginning with the weights of {load_pretrained_weights(run, Path(options.pretrained_checkpoint))}"
+    return words
 
 
 def _description(run: Run, argv: Sequence[str]) -> dict[str, Any]:

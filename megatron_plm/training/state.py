@@ -1,7 +1,6 @@
 """Everything one training run consists of, and how it is built from a configuration."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
@@ -118,8 +117,3 @@ def _build_loader(
         rank=world.rank,
         world_size=world.size,
     )
-
-
-def run_directory(config: Config) -> Path | None:
-    """Where this run writes, if it writes."""
-    return Path(config.training.save) if config.training.save else None

@@ -140,15 +140,8 @@ class CsvClassification(CsvTask):
 
     kind = "classification"
     classes: tuple[str, ...] = ()
-
-    @property
-    def num_outputs(self) -> int:  # type: ignore[override]
-        return len(self.classes)
-
-    @property
-    def metric_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        binary_only = ("auroc",) if len(self.classes) == 2 else ()
-        return ("accuracy", "mcc", "macro_f1", *binary_only)
+    num_outputs = 0
+    metric_names: tuple[str, ...] = ("accuracy", "mcc", "macro_f1")
 
     def learn(self, train_file: Path) -> None:
         found = {label for _, _, label in self.rows(train_file)}
@@ -162,6 +155,8 @@ class CsvClassification(CsvTask):
     def restore(self, learned: Any) -> None:
         self.classes = tuple(learned)
         self._index = {label: index for index, label in enumerate(self.classes)}
+        self.num_outputs = len(self.classes)
+        self.metric_names = CsvClassification.metric_names + (("auroc",) if self.num_outputs == 2 else ())
 
     def label(self, record: str, text: str) -> np.ndarray:
         if text not in self._index:

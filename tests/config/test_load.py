@@ -61,6 +61,15 @@ def test_the_order_of_flags_does_not_matter(toml):
     assert (configs[0].model.num_layers, configs[0].data.seq_length, configs[0].model.hidden_size) == (5, 128, 64)
 
 
+def test_a_preset_flag_that_the_file_would_overrule_is_refused(toml):
+    file = toml('preset = "esm2-8m"\n[model]\nnum_layers = 6\nhidden_size = 320\n')
+    with pytest.raises(UserError, match=r"--preset tiny: .* sets num_layers to 6 itself, the preset to 2; leave out"):
+        resolve(*file, "--preset", "tiny")
+    assert resolve(*file, "--preset", "esm2-8m").model.num_layers == 6
+    partly = toml("[model]\nnum_layers = 2\n[training]\nlr = 1e-3\n")
+    assert resolve(*partly, "--preset", "tiny").model.hidden_size == 64
+
+
 def test_a_preset_flag_wins_over_the_preset_of_the_file(toml):
     config = resolve(*toml('preset = "esm2-35m"\n'), "--preset", "tiny")
     assert (config.preset, config.model.hidden_size) == ("tiny", PRESETS["tiny"]["hidden_size"])

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_indexed import pack
 
+from megatron_plm import files
 from megatron_plm.data import indexed_writer
 from megatron_plm.data.indexed import IndexedDataset
 from megatron_plm.data.indexed_writer import IndexedDatasetWriter
@@ -128,7 +129,7 @@ def test_without_file_locks_two_writers_still_use_different_temporary_files(
     def unsupported(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(indexed_writer.fcntl, "flock", unsupported)
+    monkeypatch.setattr(files.fcntl, "flock", unsupported)
     with IndexedDatasetWriter(tmp_path / "p") as first:
         append(first, SEQUENCES[:1])
         with IndexedDatasetWriter(tmp_path / "p") as second:

@@ -80,7 +80,7 @@ def test_a_name_that_hides_the_content_is_told(folder: Path, capsys: pytest.Capt
     [
         (["--workers", "0"], "--workers must be 1 or more, not 0"),
         (["--tokenizer", "esm"], "unknown tokenizer 'esm': expected one of esm2, tape-iupac"),
-        (["--tokeniser", "esm2"], "unknown flag '--tokeniser'; did you mean '--tokenizer'?"),
+        (["--tokeniser", "esm2"], "unknown flag --tokeniser; did you mean '--tokenizer'?"),
         (["--output-prefix", "{}/out"], "out' is a folder: expected FOLDER/NAME"),
         (["--output-prefix", "{}/new/"], "new/' is a folder: expected FOLDER/NAME"),
         (["--output-prefix", "{}/none/such/p"], "none/such' does not exist: create it (`mkdir -p "),

@@ -25,7 +25,7 @@ def inputs(total, seed=0):
 
 def sequences(lengths):
     cuts = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return Sequences.from_cu_seqlens(cuts, max_length=max(lengths))
+    return Sequences.from_cu_seqlens(cuts, max(lengths), torch.float64)
 
 
 @pytest.mark.parametrize("lengths", [[1], [64], [5, 1, 33, 2, 16], [1] * 12, [100, 3]])

@@ -91,9 +91,18 @@ def test_equal_labels_are_told_apart_by_seed(tmp_path: Path) -> None:
     assert [result.label for result in task.results] == ["pretrained, seed 1", "pretrained, seed 2"]
 
 
-def test_the_same_result_twice_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="2 results of task 'peptides' are labelled 'pretrained, seed 1'"):
-        group_by_task(_read_all(tmp_path, sample.result(), sample.result()))
+def test_equal_labels_and_seeds_are_told_apart_by_directory(tmp_path: Path) -> None:
+    (task,) = group_by_task(_read_all(tmp_path, sample.result(), sample.result(), sample.result(seed=2)))
+    labels = [result.label for result in task.results]
+    directories = [result.directory for result in task.results]
+    assert labels == [f"pretrained, seed 1, {name}" for name in directories[:2]] + ["pretrained, seed 2"]
+    assert len(set(labels)) == 3
+
+
+def test_the_same_directory_twice_is_an_error(tmp_path: Path) -> None:
+    (one,) = _read_all(tmp_path, sample.result())
+    with pytest.raises(UserError, match=r"2 results of task 'peptides' are 'pretrained, seed 1, .*'; name each once"):
+        group_by_task([one, one])
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_a_training_protein_with_few_pairs_is_no_error_but_a_split_without_label
         (["--head", "conv"], ["--head conv", "mlp, linear"]),
         (["--batch_size", "0"], ["--batch_size", "at least 1", "'0'"]),
         (["--learning_rate", "nan"], ["--learning_rate", "above 0"]),
-        (["--lerning_rate", "1"], ["unknown argument --lerning_rate", "did you mean '--learning_rate'"]),
+        (["--lerning_rate", "1"], ["unknown flag --lerning_rate", "did you mean '--learning_rate'"]),
         (["--from_pretrained", "x"], ["--from_pretrained has no use with the base model onehot"]),
         (["--time_or_name", "a/b"], ["--time_or_name 'a/b'"]),
         (["--train_file", "x.csv"], ["--data_dir and --train_file", "exclude each other"]),

@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import re
-import shutil
 
 import pytest
 import torch
@@ -15,35 +14,6 @@ from sample_proteins import pair_proteins, write_dataset
 from megatron_plm.checkpoint_format import find_checkpoint
 from megatron_plm.training import checkpoint as checkpoint_module
 from megatron_plm.training import pretrain as pretrain_module
-
-
-@pytest.fixture
-def stopped(one_process, tmp_path):
-    """A copy of the plain run as it was after step 10, when it went no further."""
-    run = tmp_path / "stopped"
-    shutil.copytree(one_process / "plain", run, symlinks=True)
-    shutil.rmtree(checkpoint(run, 20))
-    (run / "checkpoints" / "latest").unlink()
-    (run / "checkpoints" / "latest").symlink_to("step_00000010")
-    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (run / "metrics.jsonl").write_text("".join(lines[:12]))  # start, ten steps and a validation
-    (run / "status").write_text("running\n")
-    return run
-
-
-@pytest.fixture
-def refused(capsys):
-    """Runs flags that must be refused, and returns the one line that says why."""
-
-    def run(*argv):
-        capsys.readouterr()
-        assert pretrain(*argv) == 2
-        errors = capsys.readouterr().err
-        assert errors.startswith("error: ")
-        assert errors.count("\n") == 1
-        return errors
-
-    return run
 
 
 @pytest.mark.parametrize("name", ["plain", "bf16", "recompute"])
@@ -86,40 +56,31 @@ def test_the_options_of_the_new_start_hold(stopped, pair_data, tmp_path, monkeyp
     assert all((group["betas"], group["eps"]) == ((0.8, 0.9), 1e-6) for group in groups)
 
 
-def test_a_finished_run_has_nothing_left_to_do(one_process, pair_data, tmp_path):
-    assert pretrain(*pair_data.flags, f"--load={one_process / 'plain'}", f"--save={tmp_path}") == 0
-    assert records(tmp_path, "train") == []
-    assert not (tmp_path / "checkpoints").exists()
+def test_a_new_run_begins_with_pretrained_weights(one_process, pair_data, tmp_path, capsys):
+    """Other data, another seed and another row length than the run that made them; then it goes on by --load."""
+    pretrained = f"--pretrained-checkpoint={one_process / 'plain'}"
+    flags = [*pair_data.flags, f"--data-path={pair_data.valid}", "--seed=5", "--seq-length=128"]
+    assert pretrain(*flags, pretrained, "--train-iters=4", "--save-interval=2", f"--save={tmp_path}") == 0
+    path = checkpoint(one_process / "plain").resolve()
+    assert f"beginning with the weights of {path}\n" in capsys.readouterr().out
+    assert column(tmp_path, "train", "step") == [1, 2, 3, 4]
+    assert column(tmp_path, "train", "loss")[0] < column(one_process / "plain", "train", "loss")[0] - 0.3
+    config = ["--config", tmp_path / "config.toml"]
+    assert pretrain(*config, f"--load={tmp_path}", f"--save={tmp_path}", "--train-iters=5") == 0
+    assert column(tmp_path, "train", "step") == [1, 2, 3, 4, 5]
 
 
-def test_only_the_newest_checkpoints_are_kept(pair_data, tmp_path):
-    flags = [*pair_data.flags, "--save-interval=1", "--keep-last=2", f"--save={tmp_path}"]
-    assert pretrain(*flags, "--train-iters=5") == 0
-    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["latest", "step_00000004", "step_00000005"]
-    assert pretrain(*flags, "--train-iters=6", f"--load={tmp_path}") == 0
-    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["latest", "step_00000005", "step_00000006"]
-    assert checkpoint(tmp_path).resolve() == checkpoint(tmp_path, 6)
+def test_pretrained_weights_of_another_model_are_refused(one_process, pair_data, refused):
+    flag = f"--pretrained-checkpoint={one_process / 'plain'}"
+    assert "--num-layers was 2 there and is 3 here" in refused(*pair_data.flags, "--num-layers=3", flag)
 
 
-def test_a_directory_that_holds_a_run_is_not_written_over(stopped, pair_data, refused):
-    before = (stopped / "metrics.jsonl").read_bytes()
-    said = refused(*pair_data.flags, f"--save={stopped}")
-    assert f"--save {stopped}: holds a run already; go on with it by --load {stopped}" in said
-    assert (stopped / "metrics.jsonl").read_bytes() == before
-
-
-def test_two_runs_are_not_mixed_and_newer_checkpoints_not_overwritten(stopped, one_process, pair_data, refused):
-    elsewhere = f"--load={one_process / 'plain'}"
-    assert "is not its latest checkpoint" in refused(*pair_data.flags, f"--save={stopped}", elsewhere)
-    older = f"--load={checkpoint(one_process / 'plain', 10)}"
-    assert "is not its latest checkpoint" in refused(*pair_data.flags, f"--save={one_process / 'plain'}", older)
-
-
-def test_a_run_directory_below_a_file_is_refused(pair_data, tmp_path, refused):
-    (tmp_path / "file").write_text("")
-    assert f"{tmp_path / 'file'} cannot be written to" in refused(
-        *pair_data.flags, f"--save={tmp_path / 'file' / 'run'}"
+def test_another_dataset_is_refused_and_pretrained_checkpoint_is_the_way_out(one_process, pair_data, refused):
+    said = refused(
+        *pair_data.flags, f"--data-path={pair_data.valid}", f"--load={checkpoint(one_process / 'plain', 10)}"
     )
+    assert f"--data-path {pair_data.valid} is not the dataset of that run" in said
+    assert "--pretrained-checkpoint" in said
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,20 @@ def test_a_signal_saves_and_the_run_goes_on_bitwise(number, one_process, pair_da
     assert column(tmp_path, "train", "loss") == column(one_process / "plain", "train", "loss")
 
 
+def test_a_signal_during_the_last_step_comes_too_late(one_process, pair_data, tmp_path, monkeypatch):
+    train_step = loop.train_step
+
+    def signalled(run, step):
+        if run.progress.step == 19:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(run, step)
+
+    monkeypatch.setattr(loop, "train_step", signalled)
+    assert pretrain(*pair_data.flags, f"--save={tmp_path}") == 0
+    assert (tmp_path / "status").read_text() == "finished\n"
+    assert records(tmp_path, "valid") == records(one_process / "plain", "valid")
+
+
 def signals(*, apart: float) -> int:
     """Send this process's like two signals `apart` seconds after one another; returns how it ended."""
     code = f"""

@@ -68,7 +68,7 @@ def test_wrong_input_exits_with_2_and_leaves_nothing(num_processes, pair_data, t
     process = start(num_processes, *pair_data.flags, "--hiden-size=3", f"--save={tmp_path / 'run'}")
     _, errors = finish(process)
     assert process.returncode == 2
-    assert "error: unknown flag --hiden-size=3; did you mean '--hidden-size'?" in errors
+    assert errors.count("unknown flag --hiden-size=3; did you mean '--hidden-size'?") == 1
     assert "Traceback" not in errors, errors
     assert list(tmp_path.iterdir()) == []
 
@@ -78,10 +78,21 @@ def test_a_run_that_diverges_in_two_processes_exits_with_1(pair_data, tmp_path):
     process = start(2, *pair_data.flags, *flags, f"--save={tmp_path / 'run'}")
     _, errors = finish(process)
     assert process.returncode == 1
-    assert "error: step 2: the loss is nan" in errors
+    assert errors.count("error: step 2: the loss is nan") == 1
     assert "Traceback" not in errors, errors
     assert (tmp_path / "run" / "status").read_text() == "failed\n"
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_fault_of_one_process_alone_ends_them_all(pair_data, tmp_path):
+    """Only the first process writes; its trouble must not leave the other waiting."""
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    started = time.monotonic()
+    process = start(2, *pair_data.flags, *ENDLESS, f"--save={tmp_path / 'run'}")
+    _, errors = finish(process)
+    assert process.returncode == 1
+    assert errors.count(f"error: {tmp_path / 'run'}") == 1
+    assert time.monotonic() - started < 100, "torchrun's own patience is longer"
 
 
 def test_given_to_torchrun_it_is_the_program(pair_data, one_process, tmp_path):
