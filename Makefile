@@ -1,17 +1,17 @@
-# make demo   from the example proteins to a pretrained, exported, evaluated model and its report
-# make test   the whole test suite
-# make lint   formatting, style and types
-# make bench  training speed against transformers on this machine
-# make clean  remove the virtual environment and what the demo made
+# make demo     from the example proteins to a pretrained, exported, evaluated model and its report
+# make test     the whole test suite
+# make lint     formatting, style and types
+# make bench    training speed against transformers on this machine
+# make install  the package into the Python that PYTHON names, beside the torch that is there (containers, clusters)
+# make clean    remove the virtual environment and what the demo made
 PYTHON ?= python3
+PIP = $(PYTHON) -m pip
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/data/*)
 EXAMPLES := examples/data
 DEMO := demo
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench install clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/.evaluated
@@ -31,30 +31,52 @@ bench: $(VENV)/.test $(DEMO)/data/train.json
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info megatron_plm/data/_native*.so
 
-# --- the virtual environment ---------------------------------------------------------------------------------------
-# torch goes first and alone: the version is pinned, and whatever build of it pip's settings choose is kept.
-$(VENV)/.installed: $(SOURCES)
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else 0'
+# --- installing ----------------------------------------------------------------------------------------------------
+# pip builds the extension in an environment of its own, which sees constraints only through these variables: older pips
+# read the first there, newer ones the second. The paths are relative because pip splits the values at spaces.
+CONSTRAINTS =
+EXTRAS = all
+
+install: export PIP_CONSTRAINT = build/torch.txt $(CONSTRAINTS)
+install: export PIP_BUILD_CONSTRAINT = constraints.txt
+install:
+	@mkdir -p build
+	$(PYTHON) -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > build/torch.txt
+	$(PIP) install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+
+# Our own environment has the versions of constraints.txt. torch goes first: whatever build of it pip chooses is kept.
+INSTALL_HERE = $(MAKE) install PYTHON=$(PY) CONSTRAINTS=constraints.txt
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/data/*)
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) torch
-	$(PIP) --editable '.[all]'
+	@echo "installing torch into $(VENV): a download of hundreds of MB for the CPU, of several GB with CUDA ..."
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	@echo "installing megatron-plm and what it needs ..."
+	$(INSTALL_HERE)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.installed
-	$(PIP) --editable '.[test]'
+	$(INSTALL_HERE) EXTRAS=test
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps megatron-core==0.16.1
 	@touch $@
 
 # --- the demo, step by step ----------------------------------------------------------------------------------------
-$(DEMO)/data/%.json: $(EXAMPLES)/pretrain_%.fasta.gz $(VENV)/.installed
+# A step runs again where its input, its code or this file changes; not where only the environment is renewed.
+rooms = Makefile $(wildcard $(foreach room,$(1),megatron_plm/$(room).py megatron_plm/$(room)/*.py))
+
+$(DEMO)/data/%.json: $(EXAMPLES)/pretrain_%.fasta.gz tools/preprocess_data.py $(wildcard csrc/data/*) \
+    $(call rooms,data tokenizers) | $(VENV)/.installed
 	@mkdir -p $(DEMO)/data
 	$(PY) tools/preprocess_data.py --input $< --output-prefix $(DEMO)/data/$* --tokenizer esm2 --force
 
-$(DEMO)/.pretrained: launch/configs/demo.toml $(DEMO)/data/train.json $(DEMO)/data/valid.json
+$(DEMO)/.pretrained: $(DEMO)/data/train.json $(DEMO)/data/valid.json launch/configs/demo.toml launch/pretrain.sh \
+    $(call rooms,config data kernels model parallel philox tokenizers training)
 	rm -rf $(DEMO)/run
-	PYTHON=$(PY) launch/pretrain.sh --config $< --data-path $(DEMO)/data/train --valid-data-path $(DEMO)/data/valid --save $(DEMO)/run
+	PYTHON=$(PY) launch/pretrain.sh --config launch/configs/demo.toml --data-path $(DEMO)/data/train \
+	  --valid-data-path $(DEMO)/data/valid --save $(DEMO)/run
 	@touch $@
 
-$(DEMO)/.converted: $(DEMO)/.pretrained
+$(DEMO)/.converted: $(DEMO)/.pretrained tools/convert_checkpoint.py $(call rooms,convert)
 	$(PY) tools/convert_checkpoint.py --from native --to huggingface --input $(DEMO)/run --output $(DEMO)/huggingface --force
 	$(PY) tools/convert_checkpoint.py --from native --to proteinlm-tape --input $(DEMO)/run --output $(DEMO)/tape --force
 	@touch $@
@@ -66,12 +88,11 @@ TAPE_TRAIN := $(PY) tape_finetune/tape_train.py
 TO_RESULTS := --output_dir $(DEMO)/results --time_or_name demo --seed 1 --force
 PRETRAINED := --from_pretrained $(DEMO)/tape
 
-$(DEMO)/.evaluated: $(DEMO)/.converted $(wildcard $(EXAMPLES)/peptides/* $(EXAMPLES)/structures/*/*)
+$(DEMO)/.evaluated: $(DEMO)/.converted $(wildcard $(EXAMPLES)/peptides/* $(EXAMPLES)/structures/*/*) \
+    $(wildcard tape_finetune/*.py tape_finetune/*/*.py) Makefile
 	rm -rf $(DEMO)/results
-	$(TAPE_TRAIN) transformer $(PEPTIDES) $(PRETRAINED) $(TO_RESULTS)
-	$(TAPE_TRAIN) random $(PEPTIDES) $(PRETRAINED) $(TO_RESULTS)
-	$(TAPE_TRAIN) onehot $(PEPTIDES) $(TO_RESULTS)
-	for task in secondary_structure contact_prediction; do \
-	  $(TAPE_TRAIN) transformer $$task $(STRUCTURES) $(PRETRAINED) $(TO_RESULTS) && \
-	  $(TAPE_TRAIN) onehot $$task $(STRUCTURES) $(TO_RESULTS) || exit; done
+	for task in "$(PEPTIDES)" "secondary_structure $(STRUCTURES)" "contact_prediction $(STRUCTURES)"; do \
+	  $(TAPE_TRAIN) transformer $$task $(PRETRAINED) $(TO_RESULTS) && \
+	  $(TAPE_TRAIN) random $$task $(PRETRAINED) $(TO_RESULTS) && \
+	  $(TAPE_TRAIN) onehot $$task $(TO_RESULTS) || exit; done
 	@touch $@

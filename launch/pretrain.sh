@@ -24,10 +24,13 @@ if [ "${NPROC_PER_NODE:-1}" = 1 ] && [ "${NNODES:-1}" = 1 ]; then
 fi
 
 # Unasked, torchrun gives each process one thread: share out the cores instead.
-cores=$(( $(getconf _NPROCESSORS_ONLN) / ${NPROC_PER_NODE:-1} ))
+cores=$(( $(nproc) / ${NPROC_PER_NODE:-1} ))
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( cores > 0 ? cores : 1 ))}"
 # A worker that is told to stop finishes its step and saves: torchrun would kill it after 30 seconds.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
+# Under nohup a hang-up stays without effect: then the shell cannot trap it, and torchrun must not.
+signals=SIGTERM,SIGINT,SIGUSR1
+[ -z "$(trap -p SIGHUP)" ] && signals="$signals,SIGHUP"
 exit_code_file=$(mktemp)
 export MEGATRON_PLM_EXIT_CODE_FILE="$exit_code_file"
 rendezvous=(--standalone)
@@ -38,7 +41,8 @@ fi
 # torchrun ends a signalled run with a traceback of its own, although the workers have saved and said so. It leaves this
 # process group, so that Ctrl-C and `timeout`, which signal all of it, reach it once: by the trap below.
 agent_program='
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts what it sends to the background deaf to it
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.run import main
 os.setpgrp()
@@ -48,9 +52,9 @@ except SignalException:
     sys.exit(1)
 '
 "$PYTHON" -c "$agent_program" "${rendezvous[@]}" --nproc-per-node "${NPROC_PER_NODE:-1}" \
-  --signals-to-handle SIGTERM,SIGINT,SIGUSR1 "$0" "$@" &
+  --signals-to-handle "$signals" "$0" "$@" &
 agent=$!
-for name in TERM INT USR1; do trap "kill -$name $agent 2>/dev/null" "$name"; done
+for name in ${signals//,/ }; do trap "kill -$name $agent 2>/dev/null" "$name"; done
 wait "$agent"; code=$?
 # A trapped signal ends `wait` early: wait until the agent itself has ended.
 while kill -0 "$agent" 2>/dev/null; do wait "$agent"; code=$?; done

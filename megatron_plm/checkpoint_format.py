@@ -9,7 +9,7 @@ Beside the steps, the symbolic link `latest` names the newest complete one.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,15 @@ class CheckpointState:
 
 def write_description(directory: Path, config: Config, state: CheckpointState) -> None:
     """Write config.toml and state.json into `directory`."""
-    (directory / CONFIG_FILE).write_text(to_toml(config), encoding="utf-8")
+    write_config(directory / CONFIG_FILE, config)
     document = {"format": FORMAT, "version": VERSION, **asdict(state)}
     (directory / STATE_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def write_config(path: Path, config: Config) -> None:
+    """Write the configuration for later starts: without `load`, which only says how this one began."""
+    begun_anew = replace(config, training=replace(config.training, load=None))
+    path.write_text(to_toml(begun_anew), encoding="utf-8")
 
 
 def read_description(directory: Path) -> tuple[Config, CheckpointState]:
@@ -69,15 +75,31 @@ def checkpoint_tokenizer(directory: Path, state: CheckpointState) -> Tokenizer:
 
 def is_native(path: Path) -> bool:
     """Whether `path` is a native checkpoint or a run directory with one."""
-    return any((place / STATE_FILE).is_file() for place in _places(path))
+    try:
+        find_checkpoint(path)
+    except UserError:
+        return False
+    return True
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that `path` means: itself, or the latest of a run directory. Raises UserError if there is none."""
+    """The checkpoint that `path` means: itself, or the latest of a run directory. Raises UserError if there is none.
+
+    Where the link `latest` leads nowhere, as after that step was deleted by hand, the newest step takes its place.
+    """
     for place in _places(path):
         if (place / STATE_FILE).is_file():
             return place.resolve()
+    newest = newest_step(path) or newest_step(path / CHECKPOINTS)
+    if newest is not None:
+        return newest.resolve()
     raise UserError(f"{path}: no complete checkpoint; give a run directory or one of its {CHECKPOINTS}/step_* folders")
+
+
+def newest_step(folder: Path) -> Path | None:
+    """The complete checkpoint of the highest step in a folder of checkpoints, if there is one."""
+    complete = [path for path in folder.glob("step_*") if (path / STATE_FILE).is_file()]
+    return max(complete, key=lambda path: path.name, default=None)
 
 
 def _places(path: Path) -> tuple[Path, Path, Path]:

@@ -1,6 +1,7 @@
 """The one error type that users see, and the one place that prints it."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
@@ -39,6 +40,16 @@ def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[s
     except UserError as error:
         tell(error)
         return error.exit_code
+    except BrokenPipeError:
+        # Whoever read the output has left (`| head`); what Python still holds of it must not be told as another error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        # Commands tell the faults of their files in their own words; this is for those that no one foresees.
+        if error.filename is None:
+            raise
+        print(f"error: {os.fsdecode(error.filename)}: {error.strerror or error}; check the path", file=sys.stderr)
+        return USER_ERROR_EXIT_CODE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -37,16 +37,21 @@ def atomic_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
 
     Raises UserError where `path` exists (with `force` it is replaced) or cannot be written to.
     """
-    if path.exists() and not force:
-        raise UserError(f"{path} exists already; give another output, or --force to replace it")
+    _refuse_existing(path, force=force)
     aside = _aside(path)
     try:
         with write_errors_told(path):
             aside.mkdir(parents=True)
             yield aside
+            _refuse_existing(path, force=force)  # another process may have been quicker
             publish_directory(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _refuse_existing(path: Path, *, force: bool) -> None:
+    if path.exists() and not force:
+        raise UserError(f"{path} exists already; give another output, or --force to replace it")
 
 
 def publish_directory(aside: Path, path: Path) -> None:
@@ -114,9 +119,11 @@ def _open_locked(lock: Path) -> tuple[int, bool]:
 
 @contextlib.contextmanager
 def write_errors_told(path: Path) -> Iterator[None]:
-    """Turn an OSError while `path` is being written into a UserError."""
+    """Turn an OSError while `path` is being written into a UserError; a broken pipe is no fault of the path."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         full = error.errno in _DISK_FULL
         advice = "free some space or choose another disk" if full else "choose a folder with write permission"

@@ -60,12 +60,15 @@ def shuffled_batches(num_examples: int, batch_size: int, *, seed: int, epoch: in
         yield order[start : start + batch_size]
 
 
-def length_batches(lengths: Sequence[int], max_residues: int) -> Iterator[NDArray[np.int64]]:
-    """Indices of batches of similar length and of at most `max_residues` (or one protein), shortest proteins first."""
+def length_batches(
+    lengths: Sequence[int], max_residues: int, max_proteins: int | None = None
+) -> Iterator[NDArray[np.int64]]:
+    """Indices of batches of similar length, shortest proteins first: at most `max_residues` and `max_proteins` a batch,
+    but always one protein."""
     batch: list[int] = []
     for index in np.argsort(lengths, kind="stable").tolist():
         # The longest comes last, so this bounds the batch with its own proteins.
-        if batch and (len(batch) + 1) * lengths[index] > max_residues:
+        if batch and ((len(batch) + 1) * lengths[index] > max_residues or len(batch) == max_proteins):
             yield np.array(batch)
             batch = []
         batch.append(index)

@@ -44,12 +44,16 @@ class Example:
 
 @dataclass(frozen=True)
 class Split:
-    """The examples of one file; `sha256` is that of the file as it lies on disk."""
+    """The examples of one file; `sha256` is that of the file as it lies on disk.
+
+    `num_undefined` examples have no label: they add nothing to a loss, and scores of single proteins leave them out.
+    """
 
     name: str
     path: Path
     sha256: str
     examples: tuple[Example, ...]
+    num_undefined: int
 
     @property
     def num_cropped(self) -> int:

@@ -1,25 +1,32 @@
 """The command tape_eval: score a fine-tuned model on a split, as training scores it."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_plm.arguments import ArgumentParser
 from megatron_plm.errors import UserError
+from megatron_plm.invocation import command_line
 from tape_finetune import runs
-from tape_finetune.data import choose_file
-from tape_finetune.flags import add_flag
+from tape_finetune.data import Split, choose_file
+from tape_finetune.flags import TAPE_ONLY, add_flag, refuse, whole_number
+from tape_finetune.leakage import check_distinct, num_in_train
 from tape_finetune.model import BASE_MODELS
+from tape_finetune.progress import say
 from tape_finetune.scoring import score
 from tape_finetune.source import Source
 from tape_finetune.tasks import TASKS
 
 _PROGRAM = "tape_finetune/tape_eval.py"
+_TAPE_ONLY = TAPE_ONLY | {
+    "output_dir": "the scores are added to RUN_DIR/results.json; leave it out",
+    "seed": "the intervals are drawn with the seed of the training; leave it out",
+}
 
 
 def main(argv: Sequence[str]) -> int:
     """Score as the flags say, print the metrics asked for and add them all to results.json; raises UserError."""
+    refuse(argv, _TAPE_ONLY)
     arguments = _parser().parse(argv)
     directory: Path = arguments.run_dir
     run = runs.load_run(directory, base_model=arguments.base_model, task=arguments.task)
@@ -29,17 +36,21 @@ def main(argv: Sequence[str]) -> int:
     results = _results(directory)
     if results is not None:
         _check_same_file(directory, results, arguments.split, split.sha256)
-    source = Source(run.model, split.examples)
+    in_train = None if results is None else _num_in_train(run, split, results)
+    say(f"{run.task.name} with {run.base_model}; proteins: {runs.describe(split, in_train)}")
+    source = Source(run.model, split.examples, batch_size=arguments.batch_size)
     scores = score(source, run.task, split=split.name, seed=run.seed)
-    scored = {split.name: runs.split_result(split, scores)}
-    print("\n".join(runs.score_lines(scored, asked)))
+    scored = {split.name: runs.split_result(split, scores, in_train)}
+    say("\n".join(runs.score_lines(scored, asked)))
     if results is None:
-        print(f"wrote nothing: {directory} was saved untrained and has no {runs.RESULTS_FILE}")
+        say(f"wrote nothing: {directory} was saved untrained and has no {runs.RESULTS_FILE}")
+        say(f"next: {command_line('tape-train', ['--help'])}")
     else:
         results["splits"] |= scored
         runs.write_json(directory / runs.RESULTS_FILE, results)
-        print(f"wrote {directory / runs.RESULTS_FILE}")
-    print(f"next: {_next_command(directory, results)}")
+        say(f"wrote {directory / runs.RESULTS_FILE}")
+        report = ["--pretraining", "RUN_DIR", "--results", directory, "--output", "report.html"]
+        say(f"next: {command_line('report', report)}  # RUN_DIR: the --save of the pretraining")
     return 0
 
 
@@ -51,6 +62,8 @@ def _parser() -> ArgumentParser:
     add_flag(parser, "split", default="test", metavar="NAME", help="default: test")
     add_flag(parser, "metrics", nargs="*", default=[], metavar="NAME", help="metrics to print (default: all)")
     add_flag(parser, "data_dir", type=Path, metavar="DIR", help="default: the folder of the training")
+    add_flag(parser, "batch_size", type=whole_number(1), metavar="N", help="most proteins a pass (default: no limit)")
+    add_flag(parser, "no_cuda", action="store_true", help="score on the CPU, as is done in any case")
     return parser
 
 
@@ -60,23 +73,33 @@ def _results(directory: Path) -> dict[str, Any] | None:
     return runs.read_json(path) if path.exists() else None
 
 
-def _next_command(directory: Path, results: dict[str, Any] | None) -> str:
-    """A command that can be typed as it stands: the report where the pretraining run is known."""
-    if results is None:
-        return "python tape_finetune/tape_train.py --help"
-    pretrained = Path(results["from_pretrained"] or "")
-    for place in (pretrained, *pretrained.parents):
-        if (place / "metrics.jsonl").is_file():
-            report = ["--pretraining", str(place), "--results", str(directory), "--output", "report.html"]
-            return shlex.join(["python", "tools/report.py", *report])
-    return "python tools/report.py --help"
-
-
 def _check_same_file(directory: Path, results: dict[str, Any], split: str, sha256: str) -> None:
-    """Scores of one name must be of one file."""
+    """Scores of one name must be of one file, and those of two names of two."""
+    for name, other in results["splits"].items():
+        if name != split and other["sha256"] == sha256:
+            raise UserError(f"--split {split}: its file is that of the split {name!r}, which has scores; name another")
     earlier = results["splits"].get(split)
     if earlier is not None and earlier["sha256"] != sha256:
         raise UserError(
             f"{directory / runs.RESULTS_FILE} holds scores of another file as split {split!r} (sha256 "
             f"{earlier['sha256'][:12]}…, this one is {sha256[:12]}…); give this file's split another name"
         )
+
+
+def _num_in_train(run: runs.Run, split: Split, results: dict[str, Any]) -> int | None:
+    """How many of the split's sequences the model was trained on; None, which is told, where that data is gone."""
+    if split.name == "train":
+        return len(split.examples)
+    earlier = results["splits"].get(split.name, {})
+    if earlier.get("num_in_train") is not None:
+        return earlier["num_in_train"]
+    try:
+        path = run.files()["train"]
+    except (UserError, KeyError):
+        path = None
+    if path is None or not path.is_file():
+        say(f"the training data is no longer where it was, so no one counts how much of {split.name} stands in it")
+        return None
+    train = run.task.load("train", path, run.max_length)
+    check_distinct([train, split])
+    return num_in_train(split, train)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_plm.data.order import permute
-from megatron_plm.errors import UserError
+from megatron_plm.errors import RunFailed, UserError
 from megatron_plm.philox import derive_key
 from megatron_plm.training.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from megatron_plm.training.schedule import learning_rate
@@ -60,7 +60,11 @@ def fit(
     options: FitOptions,
     report: Callable[[Epoch], None],
 ) -> list[Epoch]:
-    """Train, and leave the model with the weights of the epoch that is best on `valid`; `report` gets each epoch."""
+    """Train, and leave the model with the weights of the epoch that is best on `valid`; `report` gets each epoch.
+
+    Raises RunFailed where training diverges: at the step whose loss or gradient is not finite, or at the end of the
+    epoch whose last step left such weights or outputs.
+    """
     calibrate(model, train, options.seed)
     optimizer = build_optimizer(model, lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.999))
     steps_per_epoch = math.ceil(len(train.examples) / options.batch_size)
@@ -79,15 +83,17 @@ def fit(
                 optimizer, learning_rate(step, peak=peak, minimum=0.0, warmup=warmup, total=total, style="linear")
             )
             parts = [part.tolist() for part in np.array_split(batch, options.accumulation) if len(part)]
-            batch_loss, batch_labels, _ = train_step(model, task, train, parts, optimizer, options.max_grad_norm)
+            batch_loss, batch_labels, norm = train_step(model, task, train, parts, optimizer, options.max_grad_norm)
+            if not math.isfinite(batch_loss + norm):
+                raise _diverged(f"epoch {number}, step {index + 1}", f"loss {batch_loss:g} and gradient norm {norm:g}")
             loss_sum, num_labels = loss_sum + batch_loss, num_labels + batch_labels
-        if not math.isfinite(loss_sum):
-            raise UserError(f"epoch {number}: the training loss is no longer a number; lower --learning_rate")
+        if not all(weights.isfinite().all() for weights in _trained(model).values()):
+            raise _diverged(f"epoch {number}", "weights that are not numbers")
         epoch = Epoch(number, loss_sum / num_labels, score_one(valid, task, primary_metric))
         epochs.append(epoch)
         report(epoch)
         if best is None or is_better(epoch.valid_metric, best.valid_metric, primary_metric in task.lower_is_better):
-            best, best_weights = epoch, _trained_weights(model)
+            best, best_weights = epoch, {name: weights.clone() for name, weights in _trained(model).items()}
         elif options.patience is not None and number - best.epoch >= options.patience:
             break
     model.load_state_dict(best_weights, strict=False)
@@ -123,10 +129,16 @@ def train_step(
 
 @torch.no_grad()
 def calibrate(model: TaskModel, train: Source, seed: int) -> None:
-    """Set the head's feature scale from a sample of training proteins that `seed` decides."""
+    """Set the head's feature scale from a sample of training proteins that `seed` decides.
+
+    Raises UserError where the base model gives features that are not finite.
+    """
     num_examples = len(train.examples)
     sample = permute(np.arange(min(num_examples, _CALIBRATION_PROTEINS)), num_examples, derive_key("calibrate", seed))
-    model.head.standardize.fit(torch.cat([train.features([index]) for index in sample.tolist()]))
+    features = torch.cat([train.features([index]) for index in sample.tolist()])
+    if not features.isfinite().all():
+        raise UserError("--from_pretrained: the model's features are not numbers; give a checkpoint that is intact")
+    model.head.standardize.fit(features)
 
 
 def is_better(value: float, best: float, lower_is_better: bool) -> bool:
@@ -136,6 +148,10 @@ def is_better(value: float, best: float, lower_is_better: bool) -> bool:
     return value < best if lower_is_better else value > best
 
 
-def _trained_weights(model: TaskModel) -> dict[str, Tensor]:
-    """A copy of the parameters that training changes."""
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+def _trained(model: TaskModel) -> dict[str, Tensor]:
+    """The parameters that training changes."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _diverged(place: str, found: str) -> RunFailed:
+    return RunFailed(f"{place}: training diverged, with {found}; lower --learning_rate or use --max_grad_norm")

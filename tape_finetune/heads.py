@@ -122,6 +122,7 @@ class ContactHead(Head):
     """
 
     def __init__(self, num_features: int, num_outputs: int = 1, width: int = 64, hidden_size: int = 32) -> None:
+        assert num_outputs == 1, "a pair has one logit"
         super().__init__(num_features)
         self.project = nn.Linear(num_features, width)
         self.product = nn.Linear(width, hidden_size)
@@ -148,6 +149,7 @@ class LinearContactHead(Head):
     """
 
     def __init__(self, num_features: int, num_outputs: int = 1) -> None:
+        assert num_outputs == 1, "a pair has one logit"
         super().__init__(num_features)
         self.output = nn.Linear(num_features, num_outputs)
 

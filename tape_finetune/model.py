@@ -79,8 +79,11 @@ def transformer(path: Path) -> EncoderModel:
 
 
 def random_transformer(path: Path, seed: int) -> EncoderModel:
-    """The same architecture as `transformer(path)`, with the weights that a pretraining from `seed` would start
-    from."""
+    """The same architecture and vocabulary as `transformer(path)`, with initial weights that `seed` decides.
+
+    They are those of a pretraining from `seed` with this vocabulary. A converted checkpoint can have another one than
+    its pretraining had (TAPE's, say): each token's embedding then starts from other numbers than it did there.
+    """
     pretrained = load_pretrained(path)
     model = MaskedLanguageModel(pretrained.options, pretrained.tokenizer)
     initialize(model, pretrained.options, seed)

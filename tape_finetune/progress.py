@@ -1,5 +1,6 @@
-"""A progress bar where a person watches; nothing in a log."""
+"""What a person sees of long work: a progress bar where one watches, nothing of it in a log; and lines of output."""
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
@@ -15,3 +16,11 @@ def track(items: Sequence[Item], description: str) -> Iterable[Item]:
     from rich.progress import track as rich_track
 
     return rich_track(items, description, console=Console(stderr=True), transient=True)
+
+
+def say(text: str) -> None:
+    """Print at once; where nobody reads any more (`| head`), the work goes on and this and later text is dropped."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

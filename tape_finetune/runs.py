@@ -6,6 +6,8 @@ model.safetensors   weights of base model and head ("base.*", "head.*")
 """
 
 import json
+import math
+import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -14,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from megatron_plm.config.options import ModelOptions
+from megatron_plm.convert import config_json
+from megatron_plm.convert.tensor_files import write_safetensors
 from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_file
 from megatron_plm.model.transformer import Encoder
@@ -58,11 +62,33 @@ def directory_name(task: str, base_model: str, time_or_name: str) -> str:
     return f"{task}-{base_model}-{suffix}"
 
 
-def split_result(split: Split, scores: Mapping[str, Interval]) -> dict[str, Any]:
-    """One entry of `splits` in results.json."""
+def check_target(path: Path, *, force: bool) -> None:
+    """Raise UserError where a run directory cannot be written as `path`, so that no training is done in vain.
+
+    With `force`, what stands there may be a run directory or an empty one, nothing else.
+    """
+    if path.name in ("", ".."):
+        raise UserError(f"{path}: is no name for a new directory; give one")
+    if os.path.lexists(path):
+        if not force:
+            raise UserError(f"{path} exists already; give another output, or --force to replace it")
+        is_folder = path.is_dir() and not path.is_symlink()
+        if not is_folder or not ((path / RUN_FILE).is_file() or not any(path.iterdir())):
+            raise UserError(
+                f"{path}: holds no {RUN_FILE}, so it is no run that --force may replace; give another output"
+            )
+    parent = next(place for place in path.absolute().parents if os.path.exists(place))
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: {parent} cannot be written to; choose a folder with write permission")
+
+
+def split_result(split: Split, scores: Mapping[str, Interval], num_in_train: int | None) -> dict[str, Any]:
+    """One entry of `splits` in results.json; `num_in_train` of None is unknown."""
     return {
         "num_examples": len(split.examples),
         "cropped": split.num_cropped,
+        "num_undefined": split.num_undefined,
+        "num_in_train": num_in_train,
         "file": split.path.name,
         "sha256": split.sha256,
         "metrics": {name: asdict(interval) for name, interval in scores.items()},
@@ -70,7 +96,7 @@ def split_result(split: Split, scores: Mapping[str, Interval]) -> dict[str, Any]
 
 
 def save_run(directory: Path, run: Run) -> None:
-    """Write run.json and model.safetensors into an existing directory."""
+    """Write run.json and model.safetensors into an existing directory; OSError or UserError if the disk refuses."""
     base = run.model.base
     document = {
         "format": FORMAT,
@@ -86,7 +112,7 @@ def save_run(directory: Path, run: Run) -> None:
         "seed": run.seed,
     }
     write_json(directory / RUN_FILE, document)
-    save_file(run.model.state_dict(), directory / WEIGHTS_FILE)
+    write_safetensors(run.model.state_dict(), directory / WEIGHTS_FILE)
 
 
 def load_run(directory: Path, *, base_model: str, task: str) -> Run:
@@ -138,9 +164,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a JSON object; the file is complete or as it was."""
+    """Write a JSON object, null for numbers that are not finite; the file is complete or as it was."""
     with atomic_file(path) as aside:
-        aside.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        config_json.write_json(aside, _finite(document))
+
+
+def describe(split: Split, num_in_train: int | None) -> str:
+    """How many proteins a split has, and what there is to know of them, in a few words."""
+    facts = {"cropped": split.num_cropped, "without a label": split.num_undefined, "also in train": num_in_train}
+    told = ", ".join(f"{count:,} {what}" for what, count in facts.items() if count)
+    return f"{split.name} {len(split.examples):,}" + (f" ({told})" if told else "")
 
 
 def score_lines(splits: Mapping[str, Mapping[str, Any]], metrics: Sequence[str]) -> list[str]:
@@ -154,6 +187,15 @@ def score_lines(splits: Mapping[str, Mapping[str, Any]], metrics: Sequence[str])
             line = f"{split:<{width}}{metric:<{width}}{score['value']:8.3f}   {interval:<17}{result['num_examples']}"
             lines.append(line + (f" ({result['cropped']} cropped)" if result["cropped"] else ""))
     return lines
+
+
+def _finite(value: Any) -> Any:
+    """A JSON value with None in place of NaN and infinities, which JSON has no way to write."""
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rebuild_base(directory: Path, document: Mapping[str, Any]) -> BaseModel:

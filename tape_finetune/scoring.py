@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from megatron_plm.errors import RunFailed
 from megatron_plm.philox import derive_key
 from tape_finetune.bootstrap import Interval, intervals, point_value
 from tape_finetune.metrics import Metric
@@ -26,8 +27,16 @@ def score_one(source: Source, task: Task, metric: str) -> float:
 
 @torch.no_grad()
 def observe(source: Source, task: Task, *, description: str) -> Mapping[str, Metric]:
-    """Run the model over the split; the metrics, to be evaluated with weights for the examples in their order."""
+    """Run the model over the split; the metrics, to be evaluated with weights for the examples in their order.
+
+    Raises RunFailed where the model's outputs are not finite.
+    """
     batches = source.batches()
-    parts = [task.observe(source.outputs(indices), source.chosen(indices)) for indices in track(batches, description)]
+    parts = []
+    for indices in track(batches, description):
+        outputs = source.outputs(indices)
+        if not outputs.isfinite().all():
+            raise RunFailed(f"{description}: the model's outputs are not numbers; train with a lower --learning_rate")
+        parts.append(task.observe(outputs, source.chosen(indices)))
     place = np.argsort(np.concatenate(batches))
     return task.metrics({name: np.concatenate([part[name] for part in parts])[place] for name in parts[0]})

@@ -16,15 +16,17 @@ RESIDUES_AT_A_TIME = 4096  # of one pass without gradients
 class Source:
     """The examples of one split, and the outputs of a model for any of them."""
 
-    def __init__(self, model: TaskModel, examples: Sequence[Example]) -> None:
+    def __init__(self, model: TaskModel, examples: Sequence[Example], *, batch_size: int | None = None) -> None:
+        """`batch_size`, if given, is the most proteins of a pass without gradients."""
         self._model = model
+        self._batch_size = batch_size
         self.examples = examples
         self._kept: list[Tensor] | None = None  # of each example [1, D] or [L, D], by the head's level
 
     def batches(self) -> list[list[int]]:
         """Indices of all examples in batches for a pass without gradients, similar lengths together."""
         lengths = [len(example.sequence) for example in self.examples]
-        return [batch.tolist() for batch in length_batches(lengths, RESIDUES_AT_A_TIME)]
+        return [batch.tolist() for batch in length_batches(lengths, RESIDUES_AT_A_TIME, self._batch_size)]
 
     def keep_features(self, name: str) -> None:
         """Compute the features of all examples once; from here on the base model is not asked any more.

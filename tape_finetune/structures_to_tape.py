@@ -1,12 +1,10 @@
 """The command that turns structure files into TAPE's records: secondary structure and C-alpha coordinates."""
 
 import argparse
+import contextlib
 import glob
 import gzip
 import json
-import os
-import shlex
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +13,10 @@ from typing import Any
 
 from megatron_plm.arguments import ArgumentParser
 from megatron_plm.errors import UserError
+from megatron_plm.files import atomic_file, write_errors_told
+from megatron_plm.invocation import command_line
 from tape_finetune.dssp import SS3_OF_SS8
+from tape_finetune.progress import track
 from tape_finetune.structure_splits import assign_splits, parse_splits
 from tape_finetune.structures import SUFFIXES, Chain, UnreadableStructure, read_chains
 
@@ -30,6 +31,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--min-resolved {arguments.min_resolved:g}: expected a share above 0 and at most 1")
     if arguments.max_length is not None and arguments.max_length < arguments.min_length:
         raise UserError(f"--max-length {arguments.max_length}: is below --min-length {arguments.min_length}")
+    folders = [Path(arguments.output_dir, _TASKS[task][0]) for task in _TASKS if arguments.task in (task, "both")]
+    earlier = [path for folder in folders for path in sorted(folder.glob(f"{folder.name}_*.jsonl*"))]
+    if earlier and not arguments.force:
+        raise UserError(f"{earlier[0]} exists already; give another --output-dir, or --force to replace all its splits")
     files = _input_files(arguments.input)
     skipped = _Skipped()
     chains = _with_unique_ids(_select(_read_all(files, skipped), arguments, skipped))
@@ -55,6 +60,10 @@ def main(argv: Sequence[str]) -> int:
                     "choose one task with --task or give more structures"
                 )
     _write(datasets)
+    # Splits of other names would hold chains that now are in these: in train, say.
+    for path in earlier:
+        if path not in datasets:
+            path.unlink()
 
     print(f"{len(files)} files read, {len(chains)} chains kept")
     for line in skipped.lines():
@@ -64,11 +73,11 @@ def main(argv: Sequence[str]) -> int:
         print(f"wrote {path}: {len(records)} proteins, {num_residues:,} residues")
     if {"train", "valid"} <= splits.keys():
         task = "contact_prediction" if arguments.task == "contact_prediction" else "secondary_structure"
-        command = ["python", "tape_finetune/tape_train.py", "onehot", task, "--data_dir", arguments.output_dir]
+        command = command_line("tape-train", ["onehot", task, "--data_dir", arguments.output_dir])
     else:
         # Without both there is nothing to train on; a model from elsewhere can be scored with --data_dir.
-        command = ["python", "tape_finetune/tape_eval.py", "--help"]
-    print(f"next: {shlex.join(command)}")
+        command = command_line("tape-eval", ["--help"])
+    print(f"next: {command}")
     return 0
 
 
@@ -101,6 +110,7 @@ def _parser() -> ArgumentParser:
         action="store_true",
         help="keep every chain; by default the best-resolved of those with the same sequence",
     )
+    parser.add_argument("--force", action="store_true", help="replace all splits of an earlier run in --output-dir")
     return parser
 
 
@@ -144,7 +154,7 @@ def _is_structure(path: Path) -> bool:
 
 def _read_all(files: Sequence[Path], skipped: _Skipped) -> Iterator[Chain]:
     """Yield all chains; a file without any is an error if it is the only one, else counted."""
-    for path in _progress(files):
+    for path in track(files, "reading structures"):
         try:
             chains = read_chains(path)
             if not chains:
@@ -155,15 +165,6 @@ def _read_all(files: Sequence[Path], skipped: _Skipped) -> Iterator[Chain]:
             skipped.add(str(error).removeprefix(f"{path}: "), path.name)
         else:
             yield from chains
-
-
-def _progress(files: Sequence[Path]) -> Iterable[Path]:
-    if not sys.stderr.isatty():
-        return files
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(files, "reading structures", console=Console(stderr=True))
 
 
 def _select(chains: Iterable[Chain], arguments: argparse.Namespace, skipped: _Skipped) -> list[Chain]:
@@ -236,22 +237,16 @@ _TASKS: dict[str, tuple[str, Callable[[Chain], dict[str, Any]], Callable[[Chain]
 
 
 def _write(datasets: Mapping[Path, Sequence[Mapping[str, Any]]]) -> None:
-    """Write all under temporary names and rename them at the end; the bytes depend on the records alone."""
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in datasets}
-    try:
+    """Write all under temporary names and rename them at the end; the bytes depend on the records alone.
+
+    Raises UserError where a file cannot be written; none is there then.
+    """
+    with contextlib.ExitStack() as stack:
         for path, records in datasets.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary[path], "wb") as raw:
-                with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as file:
+            with write_errors_told(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                aside = stack.enter_context(atomic_file(path))
+                # Neither name nor time in the gzip header.
+                with open(aside, "wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as file:
                     for record in records:
                         file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
-                raw.flush()
-                os.fsync(raw.fileno())
-        for path in datasets:
-            os.replace(temporary[path], path)
-    except OSError as error:
-        raise UserError(f"--output-dir: {error.filename} cannot be written ({error.strerror})") from error
-    finally:
-        for path in temporary.values():
-            if os.path.exists(path):
-                os.remove(path)

@@ -1,76 +1,90 @@
 """The command tape_train: fine-tune a base model on a labelled task, and score it on every test split."""
 
 import argparse
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from megatron_plm.files import atomic_directory
+from megatron_plm.invocation import command_line
 from tape_finetune import runs
+from tape_finetune.bootstrap import Interval
 from tape_finetune.data import Split, choose_file
 from tape_finetune.fit import Epoch, calibrate, fit
+from tape_finetune.leakage import check_distinct, num_in_train
 from tape_finetune.model import TaskModel, build_base, num_parameters
+from tape_finetune.progress import say
 from tape_finetune.scoring import score
 from tape_finetune.source import Source
 from tape_finetune.tasks import TASKS, Task
-from tape_finetune.train_flags import NOT_SAVED, PROGRAM, fit_options, parse_train_flags
+from tape_finetune.train_flags import NOT_SAVED, fit_options, parse_train_flags
 
 _LABELS = {
     "transformer": "Pretrained Transformer",
     "random": "Random-initialised Transformer",
     "onehot": "One-hot",
 }
-_ENOUGH_TO_RANK = 30  # test examples
 
 
 def main(argv: Sequence[str]) -> int:
     """Train as the flags say and write the run directory; raises UserError."""
     start = time.monotonic()
     arguments = parse_train_flags(argv)
+    directory = _directory(arguments)
+    runs.check_target(directory, force=arguments.force)
     task = TASKS[arguments.task].from_arguments(arguments)
     splits = _load_splits(task, arguments)
     run = _build_run(task, arguments)
     if arguments.force_save != NOT_SAVED:
-        return _save_untrained(run, splits["train"], arguments)
+        return _save_untrained(run, splits["train"], directory, arguments)
 
-    name = runs.directory_name(task.name, arguments.base_model, arguments.time_or_name)
-    directory = arguments.output_dir / name
+    in_train = {name: num_in_train(split, splits["train"]) for name, split in splits.items() if name != "train"}
+    counts = ", ".join(runs.describe(split, in_train.get(name)) for name, split in splits.items())
+    say(f"{task.name} with {run.base_model} and the head {run.head}; proteins: {counts}")
+    scores, epochs = _train_and_score(run, splits, arguments)
+    scored = {name: runs.split_result(splits[name], scores[name], in_train[name]) for name in scores}
+    results = {
+        "task": task.name,
+        "base_model": arguments.base_model,
+        "label": arguments.label or _label(arguments.base_model, arguments.freeze),
+        # Whose weights these are: an architecture alone is no pretraining.
+        "from_pretrained": str(arguments.from_pretrained) if arguments.base_model == "transformer" else None,
+        "seed": arguments.seed,
+        "command": command_line("tape-train", argv),
+        "seconds": round(time.monotonic() - start, 3),
+        "num_parameters": num_parameters(run.model),
+        "num_trained_parameters": num_parameters(run.model, trained_only=True),
+        "primary_metric": run.primary_metric,
+        "note": arguments.note,
+        "splits": scored,
+        "epochs": [asdict(epoch) for epoch in epochs],
+    }
     with atomic_directory(directory, force=arguments.force) as aside:
-        print(_description(run, splits), flush=True)
-        scored, epochs = _train_and_score(run, splits, arguments)
-        results = {
-            "task": task.name,
-            "base_model": arguments.base_model,
-            "label": arguments.label or _label(arguments.base_model, arguments.freeze),
-            # Whose weights these are: an architecture alone is no pretraining.
-            "from_pretrained": str(arguments.from_pretrained) if arguments.base_model == "transformer" else None,
-            "seed": arguments.seed,
-            "command": shlex.join(["python", PROGRAM, *argv]),
-            "seconds": round(time.monotonic() - start, 3),
-            "num_parameters": num_parameters(run.model),
-            "num_trained_parameters": num_parameters(run.model, trained_only=True),
-            "primary_metric": run.primary_metric,
-            "note": arguments.note or _note(scored),
-            "splits": scored,
-            "epochs": [asdict(epoch) for epoch in epochs],
-        }
         runs.save_run(aside, run)
         runs.write_json(aside / runs.RESULTS_FILE, results)
-    print("\n".join(runs.score_lines(scored, task.metric_names)))
-    print(f"wrote {directory}: {runs.RESULTS_FILE}, {runs.RUN_FILE}, {runs.WEIGHTS_FILE}")
-    print(f"next: {_eval_command(arguments, directory, list(scored)[-1])}")
+    say("\n".join(runs.score_lines(scored, task.metric_names)))
+    say(f"wrote {directory}: {runs.RESULTS_FILE}, {runs.RUN_FILE}, {runs.WEIGHTS_FILE}")
+    say(f"next: {_eval_command(arguments, directory, list(scored)[-1])}")
     return 0
 
 
+def _directory(arguments: argparse.Namespace) -> Path:
+    """What will be written: a run directory, or the untrained model of --force_save."""
+    if arguments.force_save != NOT_SAVED:
+        return Path(arguments.force_save)
+    name = runs.directory_name(arguments.task, arguments.base_model, arguments.time_or_name)
+    return arguments.output_dir / (arguments.exp_name or name)
+
+
 def _load_splits(task: Task, arguments: argparse.Namespace) -> dict[str, Split]:
-    """train, valid and the test splits, checked."""
+    """train, valid and the test splits, checked; raises UserError, also where two are one and the same."""
     files = task.files(arguments.data_dir)
     names = ("train", "valid", *task.test_splits(files))
     chosen = {name: choose_file(files, name, f"{task.name} data") for name in names}
-    return {name: task.load(name, path, arguments.max_length) for name, path in chosen.items()}
+    splits = {name: task.load(name, path, arguments.max_length) for name, path in chosen.items()}
+    check_distinct(splits.values())
+    return splits
 
 
 def _build_run(task: Task, arguments: argparse.Namespace) -> runs.Run:
@@ -92,8 +106,8 @@ def _build_run(task: Task, arguments: argparse.Namespace) -> runs.Run:
 
 def _train_and_score(
     run: runs.Run, splits: Mapping[str, Split], arguments: argparse.Namespace
-) -> tuple[dict[str, Any], list[Epoch]]:
-    """The entries of `splits` in results.json, and the course of training."""
+) -> tuple[dict[str, dict[str, Interval]], list[Epoch]]:
+    """The scores of every split but train, and the course of training."""
     model, task = run.model, run.task
     sources = {name: Source(model, split.examples) for name, split in splits.items()}
     if arguments.freeze or num_parameters(model.base) == 0:
@@ -103,37 +117,24 @@ def _train_and_score(
     epochs = fit(
         model, task, sources["train"], sources["valid"], run.primary_metric, fit_options(arguments), _print_epoch(run)
     )
-    scored = {
-        name: runs.split_result(splits[name], score(sources[name], task, split=name, seed=run.seed))
-        for name in splits
-        if name != "train"
-    }
-    return scored, epochs
+    scores = {name: score(sources[name], task, split=name, seed=run.seed) for name in splits if name != "train"}
+    return scores, epochs
 
 
-def _save_untrained(run: runs.Run, train: Split, arguments: argparse.Namespace) -> int:
+def _save_untrained(run: runs.Run, train: Split, directory: Path, arguments: argparse.Namespace) -> int:
     """--force_save: the model as training would find it."""
-    path = Path(arguments.force_save)
-    with atomic_directory(path, force=arguments.force) as aside:
-        calibrate(run.model, Source(run.model, train.examples), run.seed)
+    calibrate(run.model, Source(run.model, train.examples), run.seed)
+    with atomic_directory(directory, force=arguments.force) as aside:
         runs.save_run(aside, run)
-    print(f"wrote {path}: {runs.RUN_FILE}, {runs.WEIGHTS_FILE}, untrained")
-    print(f"next: {_eval_command(arguments, path, 'valid')}")
+    say(f"wrote {directory}: {runs.RUN_FILE}, {runs.WEIGHTS_FILE}, untrained")
+    say(f"next: {_eval_command(arguments, directory, 'valid')}")
     return 0
-
-
-def _description(run: runs.Run, splits: Mapping[str, Split]) -> str:
-    counts = []
-    for split in splits.values():
-        cropped = f" ({split.num_cropped} cropped to {run.max_length} residues)" if split.num_cropped else ""
-        counts.append(f"{split.name} {len(split.examples):,}{cropped}")
-    return f"{run.task.name} with {run.base_model} and the head {run.head}; proteins: {', '.join(counts)}"
 
 
 def _print_epoch(run: runs.Run) -> Callable[[Epoch], None]:
     def report(epoch: Epoch) -> None:
         valid = f"validation {run.primary_metric} {epoch.valid_metric:.4f}"
-        print(f"epoch {epoch.epoch}: training loss {epoch.train_loss:.4f}  {valid}", flush=True)
+        say(f"epoch {epoch.epoch}: training loss {epoch.train_loss:.4f}  {valid}")
 
     return report
 
@@ -143,15 +144,5 @@ def _label(base_model: str, frozen: bool) -> str:
     return _LABELS[base_model] + (" (frozen)" if frozen and base_model != "onehot" else "")
 
 
-def _note(scored: Mapping[str, Any]) -> str | None:
-    """A warning where the smallest scored split is too small for a ranking."""
-    fewest = min(result["num_examples"] for result in scored.values())
-    if fewest >= _ENOUGH_TO_RANK:
-        return None
-    return f"only {fewest} proteins in a scored split, which shows that the path works and ranks nothing"
-
-
 def _eval_command(arguments: argparse.Namespace, directory: Path, split: str) -> str:
-    return shlex.join(
-        ["python", "tape_finetune/tape_eval.py", arguments.base_model, arguments.task, str(directory), "--split", split]
-    )
+    return command_line("tape-eval", [arguments.base_model, arguments.task, directory, "--split", split])

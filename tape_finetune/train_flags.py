@@ -7,17 +7,24 @@ from pathlib import Path
 from megatron_plm.arguments import ArgumentParser
 from megatron_plm.errors import UserError, suggestion
 from tape_finetune.fit import FitOptions
-from tape_finetune.flags import add_flag, number, whole_number
+from tape_finetune.flags import TAPE_ONLY, add_flag, number, plain_name, refuse, whole_number
 from tape_finetune.model import BASE_MODELS
 from tape_finetune.tasks import TASKS
 
 PROGRAM = "tape_finetune/tape_train.py"
 NOT_SAVED = "FALSE"  # ProteinLM's default of --force_save
+_TAPE_ONLY = TAPE_ONLY | {
+    "log_dir": "the course of training is written to results.json; --output_dir chooses where",
+    "num_log_iter": "every epoch prints one line; leave it out",
+    "resume_from_checkpoint": "nothing is kept of a training that was stopped; start it again without this flag",
+    "loss_scale": "everything is computed in float32; leave it out",
+}
 _DESCRIPTION = "Fine-tune a base model on a labelled task and score it on the validation and test splits."
 
 
 def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Parse `argv`; raises UserError for an unknown or ill-typed flag, and for one that belongs to another task."""
+    refuse(argv, _TAPE_ONLY)
     arguments = build_parser().parse(argv)
     for name, task in TASKS.items():
         own_flags = ArgumentParser(add_help=False)
@@ -46,8 +53,10 @@ def build_parser() -> ArgumentParser:
     add_flag(group, "from_pretrained", type=Path, metavar="PATH", help="checkpoint; for random only its architecture")
     add_flag(group, "data_dir", type=Path, metavar="DIR", help="folder of the task's data (default: data)")
     add_flag(group, "output_dir", type=Path, metavar="DIR", default=Path("results"), help="default: results")
-    add_flag(group, "time_or_name", metavar="time|NAME", default="time", help="end of the run directory's name")
-    add_flag(group, "force", action="store_true", help="replace a run directory of that name")
+    names = group.add_mutually_exclusive_group()
+    add_flag(names, "time_or_name", metavar="time|NAME", default="time", help="end of the run directory's name")
+    add_flag(names, "exp_name", type=plain_name, metavar="NAME", help="the run directory's whole name")
+    add_flag(group, "force", action="store_true", help="replace a run directory of that name, and nothing else")
     text = "save the model with its untrained head to PATH and stop"
     add_flag(group, "force_save", metavar="PATH", default=NOT_SAVED, help=text)
     add_flag(group, "label", metavar="TEXT", help="name of the model in tables")
@@ -69,9 +78,15 @@ def build_parser() -> ArgumentParser:
     add_flag(group, "warmup_steps", type=whole_number(0), metavar="N", help="default: a tenth of all steps")
     add_flag(group, "weight_decay", type=number(0), metavar="X", default=0.01, help="default: 0.01")
     add_flag(group, "max_grad_norm", type=number(0), metavar="X", default=1.0, help="0 is no limit (default: 1)")
-    add_flag(group, "patience", type=positive, metavar="N", help="stop after N epochs without a better one")
+    text = "stop after N epochs without a better one (default: -1, never)"
+    add_flag(group, "patience", type=_patience, metavar="N", help=text)
     add_flag(group, "primary_metric", metavar="NAME", help="what chooses the best epoch (default: the task's first)")
     add_flag(group, "seed", type=whole_number(0), metavar="N", default=42, help="default: 42")
+
+    group = parser.add_argument_group("TAPE's flags for what is done in any case")
+    add_flag(group, "no_cuda", action="store_true", help="train on the CPU")
+    add_flag(group, "eval_freq", type=int, choices=[1], help="validate after every epoch")
+    add_flag(group, "save_freq", choices=["improvement"], help="keep the best epoch")
 
     for name, task in TASKS.items():
         task.add_flags(parser.add_argument_group(f"task {name}"))
@@ -92,3 +107,8 @@ def fit_options(arguments: argparse.Namespace) -> FitOptions:
         patience=arguments.patience,
         seed=arguments.seed,
     )
+
+
+def _patience(text: str) -> int | None:
+    """TAPE writes no patience as -1."""
+    return None if text == "-1" else whole_number(1)(text)

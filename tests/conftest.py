@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import settings
 from sample_proteins import pair_proteins, write_dataset
 
 # Sums over threads come out in another order with another number of them: runs that are compared bit by bit, here and
@@ -15,6 +16,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 # torch logs each call of its checkpoints for debugging, which would bury what a failing test has to say.
 logging.disable(logging.DEBUG)
+
+# The same examples in every run, and none fails for being slow: what takes its time is the machine.
+settings.register_profile("tests", deadline=None, derandomize=True)
+settings.load_profile("tests")
 
 
 class PairData(NamedTuple):

@@ -14,6 +14,7 @@ import torch
 import torch.distributed
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing
+from processes import REPOSITORY, environment
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -22,7 +23,6 @@ from megatron_plm.distributed_checkpoint import without_single_process_warning
 from megatron_plm.errors import run_command
 from megatron_plm.training.pretrain import main
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 LAUNCHER = REPOSITORY / "launch" / "pretrain.sh"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -74,19 +74,15 @@ def largest_relative_difference(one: dict[str, Tensor], other: dict[str, Tensor]
 
 
 def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Whether both hold the same tensors, bit by bit."""
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    """Whether both hold the same tensors, of the same types and bit by bit."""
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
 
 
 def launcher_environment(num_processes: int) -> dict[str, str]:
     """The environment in which launch/pretrain.sh starts `num_processes` of this interpreter."""
-    return {
-        **os.environ,
-        "PYTHON": sys.executable,
-        "PYTHONPATH": str(REPOSITORY),
-        "NPROC_PER_NODE": str(num_processes),
-        "OMP_NUM_THREADS": "1",
-    }
+    return environment(PYTHON=sys.executable, NPROC_PER_NODE=str(num_processes), OMP_NUM_THREADS="1")
 
 
 def in_two_processes(work: Callable[[Path], None], folder: Path, *, groups: int, seconds: float = 240) -> None:

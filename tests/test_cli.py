@@ -2,17 +2,16 @@
 
 import importlib
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import REPOSITORY, environment
 
 from megatron_plm import __version__, cli
 from megatron_plm.cli import VERBS
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 ELSEWHERE = {"tape-train": "tape_finetune/tape_train.py", "tape-eval": "tape_finetune/tape_eval.py"}
 
 
@@ -86,7 +85,7 @@ def test_a_verb_and_its_file_are_the_same_function(verb):
 def test_a_tool_run_as_a_file_reports_errors_in_one_line():
     done = subprocess.run(
         [sys.executable, "tools/preprocess_data.py", "--input", "no/such.fasta", "--output-prefix", "no/where"],
-        capture_output=True, text=True, timeout=120, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True, text=True, timeout=120, cwd=REPOSITORY, env=environment(),
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import environment
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
 SPLITS = ("train", "valid", "test")
@@ -214,7 +215,6 @@ def test_no_chain_is_in_two_splits():
 
 
 def test_the_tool_makes_the_shipped_records_of_the_shipped_files(tmp_path):
-    pytest.importorskip("gemmi", reason="reading structures needs gemmi")
     from tape_finetune.structures_to_tape import main
 
     main(["--input", str(DATA / "structures" / "files"), "--output-dir", str(tmp_path), "--splits", "all=1"])
@@ -267,8 +267,7 @@ def test_peptide_clusters_hold_what_they_promise(monkeypatch):
 
 def remake(tmp_path: Path, *flags: str) -> None:
     command = [sys.executable, str(DATA / "make_examples.py"), "--output-dir", str(tmp_path), *flags]
-    environment = os.environ | {"PYTHONPATH": str(DATA.parents[1])}
-    subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    subprocess.run(command, check=True, env=environment(), capture_output=True, text=True)
     made = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert made
     for path in made:
@@ -302,7 +301,6 @@ def test_a_missing_source_is_one_sentence(tmp_path):
         "--output-dir",
         str(tmp_path),
     ]
-    environment = os.environ | {"PYTHONPATH": str(DATA.parents[1])}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 2
     assert result.stderr.startswith("error: --peptides nowhere.csv: no such file")

@@ -6,11 +6,11 @@ import platform
 import subprocess
 from pathlib import Path
 
+import pytest
 import torch
+from processes import REPOSITORY
 
 from megatron_plm.machine import describe_machine, package_versions, processor_name
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def test_versions_are_those_that_run():
@@ -28,13 +28,19 @@ def test_the_description_is_plain_data():
 
 
 def test_the_commit_is_this_codes_wherever_it_is_started(tmp_path, monkeypatch):
+    def git(*command: str) -> str:
+        """What git says about the checkout that this file is in."""
+        done = subprocess.run(["git", *command], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
-    def commit() -> str | None:
-        return (describe_machine()["commit"] or "").removesuffix("-dirty")
-
-    here = commit()
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != REPOSITORY:
+            pytest.skip("the repository is no git checkout of its own")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("the repository is no git checkout")
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     identity = ["-c", "user.name=x", "-c", "user.email=x@x"]
     subprocess.run(["git", *identity, "commit", "--quiet", "--allow-empty", "-m", "x"], cwd=tmp_path, check=True)
     monkeypatch.chdir(tmp_path)
-    assert commit() == here
+    described = describe_machine()["commit"].removesuffix("-dirty")
+    assert git("rev-parse", f"{described}^{{commit}}") == git("rev-parse", "HEAD")

@@ -247,7 +247,7 @@ def make_structures(source: Path, output_dir: Path) -> None:
     target = output_dir / "structures"
     for name in STRUCTURE_FILES:
         write_gzip(target / "files" / f"{name}.gz", (source / name).read_bytes())
-    structures_to_tape(["--input", str(source), "--output-dir", str(target), "--splits", STRUCTURE_SPLITS])
+    structures_to_tape(["--input", str(source), "--output-dir", str(target), "--splits", STRUCTURE_SPLITS, "--force"])
 
 
 if __name__ == "__main__":

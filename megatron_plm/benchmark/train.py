@@ -8,18 +8,19 @@ longest of the batch (`padded`: random batches; `bucketed`: batches of similar l
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from megatron_plm.config.load import config_from_values
-from megatron_plm.config.options import ModelOptions
+from megatron_plm.config.options import ModelOptions, problems
 from megatron_plm.config.presets import PRESETS
 from megatron_plm.data.indexed import IndexedDataset
 from megatron_plm.data.loader import IGNORED_LABEL
 from megatron_plm.data.packing import Cursor
+from megatron_plm.errors import UserError
 from megatron_plm.parallel.mesh import World
 from megatron_plm.tokenizers import Tokenizer
 from megatron_plm.training.loop import train_step
@@ -31,16 +32,19 @@ BARS = {"padded": 2.0, "bucketed": 1.3}
 _BUCKET_BATCHES = 50  # batches whose proteins are sorted by length together, as length-grouped samplers do
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Time ours and the peer's in turn for `options.rounds` rounds.
+def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Time ours and the peer's in turn for `options.rounds` rounds, telling `say` of each.
 
     Returns tokens a second of each side and round, and the ratios round by round, so that a machine whose speed drifts
-    slows both sides of a ratio.
+    slows both sides of a ratio. Raises UserError, before anything is measured, for options that describe no model.
     """
     values = {**PRESETS[options.preset], "data_path": options.data_path, "seq_length": options.seq_length}
     config = config_from_values(
         {**values, "micro_batch_size": options.rows, "global_batch_size": options.rows, "seed": options.seed}
     )
+    found = problems(config)
+    if found:
+        raise UserError(found[0])
     datasets = open_datasets(config)
     run = build_run(config, World(0, 1, torch.device("cpu"), None), datasets)
     steps = run.train_loader.steps(Cursor())
@@ -48,20 +52,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     def our_step() -> int:
         return train_step(run, next(steps)).num_tokens
 
-    peers = {}
+    sides: dict[str, Step] = {"ours": our_step}
+    batch_sizes = {}
     for kind in BARS:
-        candidates = {
-            size: _peer_step(config.model, datasets, kind, size, options) for size in options.peer_batch_sizes
-        }
-        speeds = {size: _tokens_per_second(step, options.seconds / 2) for size, step in candidates.items()}
-        best = max(speeds, key=lambda size: speeds[size])
-        peers[kind] = (best, candidates[best])
-    sides: dict[str, Step] = {"ours": our_step, **{kind: step for kind, (_, step) in peers.items()}}
+        fastest = 0.0
+        for size in options.peer_batch_sizes:
+            step = _peer_step(config.model, datasets, kind, size, options)
+            speed = _tokens_per_second(step, options.seconds / 2)
+            say(f"{_LABELS[kind]} of {size}: {speed:,.0f} tokens/s")
+            if speed > fastest:  # slower ones go: their models need not stay in memory
+                fastest, batch_sizes[kind], sides[kind] = speed, size, step
     our_step()  # warm-up; the peers' was the choice of their batch size
     speeds_by_side: dict[str, list[float]] = {side: [] for side in sides}
-    for _ in range(options.rounds):
+    for number in range(1, options.rounds + 1):
         for side, step in sides.items():
             speeds_by_side[side].append(_tokens_per_second(step, options.seconds))
+        shown = ", ".join(f"{side} {speeds[-1]:,.0f}" for side, speeds in speeds_by_side.items())
+        say(f"round {number} of {options.rounds}, tokens/s: {shown}")
     ratios = {}
     for kind, bar in BARS.items():
         pairs = zip(speeds_by_side["ours"], speeds_by_side[kind], strict=True)
@@ -69,23 +76,38 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         ratios[kind] = {"median": statistics.median(each), "min": min(each), "max": max(each), "bar": bar}
     return {
         "tokens_per_second": speeds_by_side,
-        "peer_batch_size": {kind: size for kind, (size, _) in peers.items()},
+        "peer_batch_size": batch_sizes,
         "ratios": ratios,
     }
 
 
 def table(result: dict[str, Any]) -> str:
     """The result for people."""
-    lines = [f"{'':<34}{'tokens/s (median)':>18}{'ours is':>10}{'bar':>7}"]
+    lines = [f"{'':<40}{'tokens/s (median)':>18}{'ours is':>10}{'bar':>7}"]
     for side, speeds in result["tokens_per_second"].items():
-        line = f"{_LABELS[side]:<34}{statistics.median(speeds):>18,.0f}"
+        size = result["peer_batch_size"].get(side)
+        label = _LABELS[side] if size is None else f"{_LABELS[side]} of {size}"
+        line = f"{label:<40}{statistics.median(speeds):>18,.0f}"
         if side in result["ratios"]:
             ratio = result["ratios"][side]
             line += f"{ratio['median']:>8.2f} x{ratio['bar']:>5.1f} x"
         lines.append(line)
+    tried = result["options"]["peer_batch_sizes"]
+    chosen = result["peer_batch_size"]
+    lines += [_edge_note(side, size, tried) for side, size in chosen.items() if _at_edge(size, tried)]
     machine = result["machine"]
     lines.append(f"{machine['processor']}, {machine['threads']} threads, {machine['versions']}")
     return "\n".join(lines)
+
+
+def _at_edge(size: int, tried: Sequence[int]) -> bool:
+    """Whether a batch size that was not tried could be faster than the fastest tried."""
+    return size == max(tried) or 1 < size == min(tried)
+
+
+def _edge_note(side: str, size: int, tried: Sequence[int]) -> str:
+    end = "largest" if size == max(tried) else "smallest"
+    return f"note: {_LABELS[side]} were fastest at {size}, the {end} size tried; --peer-batch-sizes names others"
 
 
 _LABELS = {

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import fields
@@ -53,9 +52,10 @@ def load_config(argv: Sequence[str], *, prog: str = "launch/pretrain.sh") -> tup
     config_path = flags_typed.pop("config", None)
     if config_path is not None:
         file_preset, values = read_toml(Path(config_path))
+    place = "--preset" if "preset" in flags_typed else str(config_path)
     preset = flags_typed.pop("preset", file_preset)
     if preset is not None:
-        shape = preset_options(preset)
+        shape = preset_options(preset, place=place)
         # A file of another preset, such as the config.toml of a run, would win, and leave little of the one asked for.
         for name in shape if file_preset not in (None, preset) else ():
             if values.get(name, shape[name]) != shape[name]:
@@ -129,12 +129,6 @@ def from_toml(text: str, *, place: str) -> Config:
     """Read what `to_toml` wrote; every option stands in it, so presets need not be known any more."""
     preset, values = parse_tables(tomllib.loads(text), place=place)
     return config_from_values(values, preset=preset)
-
-
-def print_config_and_stop(config: Config) -> int:
-    """Print the resolved configuration to standard output; the exit code of `--print-config`."""
-    sys.stdout.write(to_toml(config))
-    return 0
 
 
 def _names(group: str) -> list[str]:

@@ -117,11 +117,6 @@ class OptionField:
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
 
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """All flags that set the option: a bool has one to turn it on and one to turn it off."""
-        return (self.flag, f"--no-{self.flag[2:]}") if self.type is bool else (self.flag,)
-
     def check(self, value: Any, place: str) -> Any:
         """Return `value` in the option's type, or raise UserError naming `place`."""
         if value is None and self.optional:

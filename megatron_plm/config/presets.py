@@ -12,8 +12,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset_options(name: str) -> dict[str, Any]:
-    """The options that preset `name` sets; raises UserError for an unknown name."""
+def preset_options(name: str, *, place: str = "--preset") -> dict[str, Any]:
+    """The options that preset `name` sets; raises UserError for an unknown name, which stands at `place`."""
     if name not in PRESETS:
-        raise UserError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}{suggestion(name, PRESETS)}")
+        raise UserError(f"{place}: unknown preset {name!r}; known are {', '.join(PRESETS)}{suggestion(name, PRESETS)}")
     return PRESETS[name]

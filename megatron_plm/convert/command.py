@@ -1,4 +1,7 @@
-"""`convert_checkpoint`: any format to any other, through the native form in memory."""
+"""`convert_checkpoint`: any format to any other, through the native form in memory.
+
+Beside the checkpoint it writes conversion.json, which says how it came about; no reader of a checkpoint looks at it.
+"""
 
 import json
 import shlex
@@ -7,11 +10,16 @@ from pathlib import Path
 
 from megatron_plm.arguments import ArgumentParser
 from megatron_plm.checkpoint_format import STATE_FILE
-from megatron_plm.convert.config_json import CONFIG_JSON
+from megatron_plm.convert.config_json import CONFIG_JSON, write_json
 from megatron_plm.convert.pretrained import FORMATS, detect_format, read_checkpoint
 from megatron_plm.convert.weights import DTYPES, INVERSE_FREQUENCIES
 from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_directory
+from megatron_plm.invocation import command_line
+
+_VERB = "convert-checkpoint"
+CONVERSION_FILE = "conversion.json"
+_EXAMPLE_STRUCTURES = Path("examples/data/structures")
 
 
 def build_parser() -> ArgumentParser:
@@ -41,6 +49,15 @@ def main(argv: Sequence[str]) -> int:
     weights = read_checkpoint(source, found)
     with atomic_directory(output, force=arguments.force) as aside:
         lost = (*weights.notes, *FORMATS[arguments.target].write(weights, aside, arguments.dtype))
+        write_json(
+            aside / CONVERSION_FILE,
+            {
+                "command": command_line(_VERB, argv),
+                "from": found,
+                "to": arguments.target,
+                "input": str(source),
+            },
+        )
     parameters = sum(t.numel() for name, t in weights.tensors.items() if name != INVERSE_FREQUENCIES)
     print(f"wrote {output}: {arguments.target}, {parameters:,} parameters, {arguments.dtype}")
     for note in lost:
@@ -50,8 +67,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def next_command(target: str, output: Path) -> str:
-    """A command that uses a checkpoint of format `target` at `output`."""
-    path = shlex.quote(str(output))
+    """A command that uses a checkpoint of format `target` at `output`, and can be typed as it stands."""
     if target == "huggingface":
         code = (
             "from transformers import AutoModelForMaskedLM as M, AutoTokenizer as T; "
@@ -59,10 +75,10 @@ def next_command(target: str, output: Path) -> str:
             'print(M.from_pretrained(d)(**T.from_pretrained(d)("MKTAYIAKQR", return_tensors="pt")).logits.shape)'
         )
         return f"python -c {shlex.quote(code)}"
-    return (
-        f"python tape_finetune/tape_train.py transformer secondary_structure --from_pretrained {path} "
-        "--data_dir examples/data/structures"
-    )
+    if not _EXAMPLE_STRUCTURES.is_dir():
+        return command_line("tape-train", ["--help"])
+    flags = ["--from_pretrained", output, "--data_dir", _EXAMPLE_STRUCTURES]
+    return command_line("tape-train", ["transformer", "secondary_structure", *flags])
 
 
 def _check_output(source: Path, output: Path, *, force: bool) -> None:

@@ -38,14 +38,12 @@ class Pretrained:
     model: MaskedLanguageModel
     options: ModelOptions
     tokenizer: Tokenizer
-    source_format: str
 
 
 def load_pretrained(path: Path) -> Pretrained:
     """Load a model from a checkpoint of any of `FORMATS`; UserError if it is of none or cannot be read."""
-    source_format = detect_format(path)
-    weights = read_checkpoint(path, source_format)
-    return Pretrained(weights.build(), weights.options, weights.tokenizer, source_format)
+    weights = read_checkpoint(path, detect_format(path))
+    return Pretrained(weights.build(), weights.options, weights.tokenizer)
 
 
 def read_checkpoint(path: Path, format_name: str) -> Weights:

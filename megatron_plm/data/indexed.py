@@ -56,13 +56,19 @@ class IndexedDataset:
     """
 
     def __init__(self, prefix: str | os.PathLike[str]) -> None:
-        self.prefix = os.fspath(prefix)
         self._paths = dataset_paths(prefix)
-        idx_size, bin_size = (_file_size(path, self.prefix) for path in (self._paths.idx, self._paths.bin))
-        dtype, num_sequences, num_entries = _read_header(self._paths.idx, idx_size)
+        try:
+            idx_size, bin_size = (path.stat().st_size for path in (self._paths.idx, self._paths.bin))
+            dtype, num_sequences, num_entries = _read_header(self._paths.idx, idx_size)
+            self._bin, index = _map(self._paths.bin, bin_size), _map(self._paths.idx, idx_size)
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError)
+            reason = "does not exist" if missing else f"cannot be opened ({error.strerror})"
+            raise UserError(
+                f"dataset '{os.fspath(prefix)}': '{error.filename}' {reason}; give the common path of its files "
+                "without extension, or make it with tools/preprocess_data.py"
+            ) from None
         self._dtype = np.dtype(dtype)
-        self._bin = _map(self._paths.bin, bin_size)
-        index = _map(self._paths.idx, idx_size)
         lengths_end = HEADER.size + 4 * num_sequences
         pointers_end = lengths_end + 8 * num_sequences
         documents_end = pointers_end + 8 * num_entries
@@ -115,16 +121,6 @@ class IndexedDataset:
 def _map(path: Path, size: int) -> npt.NDArray[np.uint8]:
     # A plain view of the map is sliced several times faster than np.memmap; an empty file cannot be mapped.
     return np.asarray(np.memmap(path, dtype=np.uint8, mode="r")) if size else np.empty(0, dtype=np.uint8)
-
-
-def _file_size(path: Path, prefix: str) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        raise UserError(
-            f"dataset '{prefix}': file '{path}' does not exist; give the common path of its files without "
-            "extension, or make it with tools/preprocess_data.py"
-        ) from None
 
 
 def _read_header(path: Path, size: int) -> tuple[npt.DTypeLike, int, int]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from megatron_plm.config.options import DataOptions
 from megatron_plm.data.indexed import IndexedDataset
 from megatron_plm.data.masking import choose_and_corrupt
-from megatron_plm.data.packing import Cursor, RowStream, Segment, row_limits
+from megatron_plm.data.packing import NUM_SPECIAL_TOKENS, Cursor, RowStream, Segment, row_limits
 from megatron_plm.philox import derive_key
 from megatron_plm.tokenizers import Tokenizer
 
@@ -38,6 +38,7 @@ class Batch:
     label_id: Tensor  # int64 [B, M], the original token; IGNORED_LABEL where unused
     num_tokens: int  # tokens that are not padding
     num_labels: int
+    num_cropped: int  # proteins longer than a row, of which a stretch is here
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its tensors on `device`."""
@@ -126,7 +127,7 @@ class Loader:
         segment_ids = np.zeros((num_rows, limits.tokens), dtype=np.int64)
         label_index = np.zeros((num_rows, limits.labels), dtype=np.int64)
         label_id = np.full((num_rows, limits.labels), IGNORED_LABEL, dtype=np.int64)
-        cuts, num_tokens, num_labels = [0], 0, 0
+        cuts, num_tokens, num_labels, num_cropped = [0], 0, 0, 0
         for b, (epoch, row) in enumerate(rows):
             if row:
                 used = sum(segment.length for segment in row)
@@ -148,6 +149,9 @@ class Loader:
                 cuts += (cuts[-1] + np.cumsum(lengths)).tolist()
                 num_tokens += used
                 num_labels += len(index)
+                num_cropped += sum(
+                    segment.length < self._dataset.lengths[segment.sequence] + NUM_SPECIAL_TOKENS for segment in row
+                )
             if cuts[-1] != (b + 1) * limits.tokens:
                 cuts.append((b + 1) * limits.tokens)
         cu_seqlens = np.full(num_rows * (limits.segments + 1) + 1, num_rows * limits.tokens, dtype=np.int32)
@@ -161,6 +165,7 @@ class Loader:
             label_id=torch.from_numpy(label_id),
             num_tokens=num_tokens,
             num_labels=num_labels,
+            num_cropped=int(num_cropped),
         )
 
     def _read(self, segment: Segment) -> np.ndarray:

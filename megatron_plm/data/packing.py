@@ -52,11 +52,9 @@ def num_labels(num_tokens: NDArray | int, mask_prob: float) -> NDArray:
 def row_limits(seq_length: int, mask_prob: float) -> RowLimits:
     """Limits of a row of `seq_length` tokens. A third more labels than the mean leave room for short proteins, whose
     rounded shares are larger."""
-    return RowLimits(
-        tokens=seq_length,
-        labels=min(seq_length, int(np.ceil(seq_length * mask_prob * 4 / 3)) + 1),
-        segments=max(1, seq_length // _TOKENS_PER_SEGMENT),
-    )
+    segments = max(1, seq_length // _TOKENS_PER_SEGMENT)
+    labels = max(segments, int(np.ceil(seq_length * mask_prob * 4 / 3)) + 1)  # one at least for each segment
+    return RowLimits(tokens=seq_length, labels=min(seq_length, labels), segments=segments)
 
 
 class RowStream:

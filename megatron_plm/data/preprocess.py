@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from megatron_plm.data.indexed import METADATA_FORMAT, METADATA_VERSION, Dataset
 from megatron_plm.data.indexed_writer import IndexedDatasetWriter
 from megatron_plm.data.statistics import LengthStatistics, count_tokens, count_unknown_letters
 from megatron_plm.errors import UserError
+from megatron_plm.invocation import command_line
 from megatron_plm.tokenizers import TOKENIZER_NAMES, Tokenizer, get_tokenizer
 
 _LOG_SECONDS = 10.0  # between two lines of progress where there is no terminal
@@ -48,12 +48,14 @@ def preprocess(
     strict: bool = False,
     workers: int = 1,
     force: bool = False,
+    command: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Summary:
     """Write the sequences of FASTA files (plain, .gz, .zst, .bz2, .xz), in order, as one indexed dataset.
 
-    Memory is constant, and the files are the same for every number of `workers` (tokenizing threads). `progress` is
-    told, again and again, how many bytes of the input files have been read. Raises UserError at the first fault of
+    Memory is constant, and the files are the same for every number of `workers` (tokenizing threads). `command`, the
+    command line that asks for this if one does, is kept in PREFIX.json. `progress` is told, again and again, how many
+    bytes of the input files have been read. Raises UserError at the first fault of
     an input, and leaves nothing behind then; see BlockReader, FastaTokenizer and IndexedDatasetWriter for which.
     """
     started = time.perf_counter()
@@ -85,6 +87,7 @@ def preprocess(
                 "token_counts": count_tokens(fasta.byte_counts, tokenizer, fold_case=fold_case),
                 "sources": sources,
                 "tool_version": __version__,
+                **({} if command is None else {"command": command}),
             }
         )
     return Summary(
@@ -119,6 +122,7 @@ def main(argv: Sequence[str]) -> int | None:
             strict=options.strict,
             workers=options.workers,
             force=options.force,
+            command=command_line("preprocess-data", argv),
             progress=progress,
         )
     _report(summary, options.output_prefix, tokenizer)
@@ -205,7 +209,6 @@ def _report(summary: Summary, prefix: str, tokenizer: Tokenizer) -> None:
     print(f"unknown letters  {unknown}")
     print(f"time             {summary.seconds:.2f} s, {speed}")
     print(f"wrote            {summary.paths.bin}, {summary.paths.idx}, {summary.paths.json}")
-    vocabulary = "" if tokenizer.name == "esm2" else f" --tokenizer {tokenizer.name}"
-    quoted = shlex.quote(prefix)
-    run = shlex.quote(f"runs/{Path(prefix).name}")
-    print(f"next:            launch/pretrain.sh --preset esm2-8m{vocabulary} --data-path {quoted} --save {run}")
+    vocabulary = [] if tokenizer.name == "esm2" else ["--tokenizer", tokenizer.name]
+    flags = ["--preset", "esm2-8m", *vocabulary, "--data-path", prefix, "--save", f"runs/{Path(prefix).name}"]
+    print(f"next:            {command_line('pretrain', flags)}")

@@ -31,6 +31,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _OneDnnLinear.apply(x, weight, bias)
 
 
+def linear_path(model: nn.Module) -> str:
+    """In words, what computes the linear maps of `model` in training, and why not what is faster."""
+    weights = [module.weight for module in model.modules() if isinstance(module, Linear)]
+    if not weights or weights[0].device.type != "cpu":
+        return "torch"
+    if not _HAS_ONEDNN:
+        return "torch (slower: this build has no oneDNN)"
+    # FSDP2 hands plain tensors to the modules, whatever it keeps between steps.
+    return "oneDNN, in float32"
+
+
 def _is_plain_fp32(tensor: Tensor) -> bool:
     # A parameter or a tensor, but no DTensor and no other subclass, whose layout the op would not know.
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and type(tensor) in (Tensor, nn.Parameter)

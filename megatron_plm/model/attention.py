@@ -21,9 +21,21 @@ class Sequences:
     @staticmethod
     def from_cu_seqlens(cu_seqlens: Tensor, max_length: int, dtype: torch.dtype) -> "Sequences":
         """Read the lengths where attention over `dtype` needs them; on a GPU, that makes the host wait."""
-        if cu_seqlens.device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        if _has_flash_attention(cu_seqlens.device, dtype):
             return Sequences(cu_seqlens, max_length, None)
         return Sequences(cu_seqlens, max_length, tuple(n for n in cu_seqlens.diff().tolist() if n))
+
+
+def attention_path(device: torch.device, dtype: torch.dtype) -> str:
+    """In words, how attention over `dtype` is computed on `device`, and why not faster."""
+    if _has_flash_attention(device, dtype):
+        return "flash, all proteins at once"
+    slower = f" (flash attention takes no {str(dtype).removeprefix('torch.')}: --bf16 is faster)"
+    return "fused kernel, protein by protein" + (slower if device.type == "cuda" else "")
+
+
+def _has_flash_attention(device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
 
 
 def packed_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, sequences: Sequences) -> Tensor:

@@ -75,7 +75,6 @@ class MaskedLanguageModel(nn.Module):
 
     def __init__(self, options: ModelOptions, tokenizer: Tokenizer) -> None:
         super().__init__()
-        self.options = options
         self.encoder = Encoder(options, tokenizer)
         self.head = MaskedLanguageModelHead(options, tokenizer.vocab_size)
 

@@ -13,6 +13,8 @@ from torch._C._distributed_c10d import HashStore, Store
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
+from megatron_plm.errors import UserError
+
 
 @dataclass(frozen=True)
 class World:
@@ -45,23 +47,27 @@ class World:
         if self.mesh is not None:
             dist.barrier()
 
-    def meet(self, what: str, *, seconds: float) -> tuple[int, bool]:
-        """Say that this process has come to `what`; returns how many came before, and whether all come in `seconds`.
+    def is_first(self, what: str) -> bool:
+        """Whether no other process has asked this about `what`. No collective."""
+        if self.store is None:
+            return True
+        return self.store.add(f"first/{hashlib.sha256(what.encode()).hexdigest()}", 1) == 1
 
-        No collective: it never hangs where some of the processes came elsewhere.
+    def all_come(self, where: str, *, seconds: float) -> bool:
+        """Wait for all processes to ask this about `where`; returns whether they did in so many seconds.
+
+        No collective: it never hangs where some of the processes went elsewhere.
         """
         if self.store is None:
-            return 0, True
-        key = f"meet/{hashlib.sha256(what.encode()).hexdigest()}"
-        arrived = self.store.add(key, 1)
-        if arrived == self.size:
-            self.store.set(f"{key}/all", "")
-            return arrived - 1, True
+            return True
+        if self.store.add(f"come/{where}", 1) == self.size:
+            self.store.set(f"come/{where}/all", "")
+            return True
         try:
-            self.store.wait([f"{key}/all"], timedelta(seconds=seconds))
+            self.store.wait([f"come/{where}/all"], timedelta(seconds=seconds))
         except (RuntimeError, ValueError):  # time is up (which of the two depends on the store), or the store is gone
-            return arrived - 1, False
-        return arrived - 1, True
+            return False
+        return True
 
 
 def world_size() -> int:
@@ -72,6 +78,13 @@ def world_size() -> int:
 def local_rank() -> int:
     """Which of this machine's processes this one is; 0 outside of torchrun."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def check_devices() -> None:
+    """Raise UserError where this machine's processes are more than its GPUs, if it has any."""
+    processes, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if devices and processes > devices:
+        raise UserError(f"{processes} processes on a machine with {devices} GPUs; start at most one a GPU")
 
 
 @contextmanager

@@ -12,9 +12,11 @@ from megatron_plm.arguments import ArgumentParser
 from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_file
 from megatron_plm.report.page import build_page, draw_plots
+from megatron_plm.report.provenance import experiment
 from megatron_plm.report.records import Run, read_run
 from megatron_plm.report.results import Task, group_by_task, read_result
-from megatron_plm.report.wording import against_baseline, badge, footnotes, number, scored
+from megatron_plm.report.verdicts import RANKS_NOTHING, badge, footnotes
+from megatron_plm.report.wording import against_baseline, number, scored
 
 _NUMBERS = ("value [low, high]", "examples", "trained", "seconds")
 _COLUMNS = ("model", "split", *_NUMBERS)
@@ -31,8 +33,9 @@ def main(argv: Sequence[str]) -> int | None:
     _require_drawing_packages()
     run = read_run(arguments.pretraining)
     tasks = group_by_task([read_result(directory) for directory in arguments.results])
+    commands = experiment(run, tasks)
     training, scores = draw_plots(run, tasks)
-    page = build_page(arguments.title, run, tasks, training, scores)
+    page = build_page(arguments.title, run, tasks, commands, training, scores)
     plots = {output.with_name(f"{output.stem}-{plot.name}.png"): plot.light for plot in (*training, *scores)}
     _write_all((output, page), plots)
     _print_scores(run, tasks)
@@ -129,7 +132,7 @@ def _tables(tasks: Sequence[Task]) -> list[_Table]:
             note = row.result.note if not task.shared_note else None
             cells = [
                 f"{row.result.label} ({badge(note)})" if note else row.result.label,
-                row.split,
+                row.split if task.ranks(row.split) else f"{row.split} ({RANKS_NOTHING})",
                 scored(row.score),
                 f"{row.scores.num_examples:,}",
                 f"{row.result.num_trained_parameters:,}",

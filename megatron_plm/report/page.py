@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from megatron_plm.report import wording
+from megatron_plm.report import verdicts, wording
 from megatron_plm.report.plots import training_plots
+from megatron_plm.report.provenance import Command
 from megatron_plm.report.records import Run
-from megatron_plm.report.results import Result, Task
+from megatron_plm.report.results import Task
 from megatron_plm.report.score_plots import score_plots
 from megatron_plm.report.theme import Plot
 
@@ -23,26 +24,26 @@ class Fact:
     remark: str
 
 
-@dataclass(frozen=True)
-class Command:
-    """One command line of the experiment, with what it did."""
-
-    purpose: str
-    line: str
-
-
 def draw_plots(run: Run, tasks: Sequence[Task]) -> tuple[list[Plot], list[Plot]]:
     """Return the plots of pretraining and, one a task, of the downstream scores."""
     return training_plots(run), score_plots(tasks)
 
 
-def build_page(title: str, run: Run, tasks: Sequence[Task], training: Sequence[Plot], scores: Sequence[Plot]) -> bytes:
+def build_page(
+    title: str,
+    run: Run,
+    tasks: Sequence[Task],
+    commands: Sequence[Command],
+    training: Sequence[Plot],
+    scores: Sequence[Plot],
+) -> bytes:
     """Return the page as UTF-8 HTML.
 
     Args:
         title: the page's heading.
         run: the pretraining run.
         tasks: the downstream tasks, in the order of the page.
+        commands: the commands of the experiment, in the order of the work.
         training: plots of the run.
         scores: one plot a task, in the order of `tasks`.
     """
@@ -52,7 +53,7 @@ def build_page(title: str, run: Run, tasks: Sequence[Task], training: Sequence[P
     environment.filters.update(
         number=wording.number,
         scored=wording.scored,
-        badge=wording.badge,
+        badge=verdicts.badge,
         data_uri=_data_uri,
     )
     template = environment.from_string(files("megatron_plm.report").joinpath("page.html").read_text(encoding="utf-8"))
@@ -65,10 +66,11 @@ def build_page(title: str, run: Run, tasks: Sequence[Task], training: Sequence[P
         remarks=_remarks(run),
         training=training,
         tasks=[
-            (task, plot, wording.verdicts(task), wording.footnotes(task))
+            (task, plot, verdicts.verdicts(task), verdicts.footnotes(task))
             for task, plot in zip(tasks, scores, strict=True)
         ],
-        commands=_commands(run, tasks),
+        commands=commands,
+        ranks_nothing=verdicts.RANKS_NOTHING,
     )
     # JSON can smuggle in half a surrogate pair, which UTF-8 cannot hold
     return page.encode("utf-8", errors="replace")
@@ -120,18 +122,3 @@ def _remarks(run: Run) -> list[str]:
     if divergence is not None:
         remarks.append(divergence)
     return remarks
-
-
-def _commands(run: Run, tasks: Sequence[Task]) -> list[Command]:
-    """Return the recorded commands: every start of the pretraining, then the downstream runs."""
-    commands = [
-        Command(f"{'Pretraining' if index == 0 else 'Pretraining, resumed'}, {start.time}", start.command)
-        for index, start in enumerate(run.starts)
-    ]
-    return commands + [Command(_purpose(result), result.command) for task in tasks for result in task.results]
-
-
-def _purpose(result: Result) -> str:
-    """Return what a downstream command did."""
-    weights = f", from {result.from_pretrained}" if result.from_pretrained is not None else ""
-    return f"{result.task}: {result.label}{weights}, seed {result.seed}"

@@ -18,7 +18,10 @@ _RUN_WAY_OUT = "give --pretraining the directory that launch/pretrain.sh wrote"
 
 @dataclass(frozen=True)
 class Start:
-    """One start or resume of the run. `time` is ISO 8601; `train_residues` excludes special tokens."""
+    """One start or resume of the run. `time` is ISO 8601; `train_residues` excludes special tokens.
+
+    `step` is the step it begins at, 0 for a new run; logs of earlier versions lack it.
+    """
 
     command: str
     time: str
@@ -29,6 +32,7 @@ class Start:
     seed: int
     train_sequences: int
     train_residues: int
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,6 @@ class Train:
     step: int
     loss: float
     lr: float
-    grad_norm: float
     tokens: int
     consumed_tokens: int
     fill: float
@@ -196,22 +199,22 @@ class _History:
     valid: _Curve[Valid] = field(default_factory=_Curve)
     end: End | None = None
     seconds: list[float] = field(default_factory=list)
-    resuming: bool = False
+    begins_at_next: bool = False  # the last start doesn't say its step: the next record must tell
 
     def add(self, record: object, where: str) -> None:
         """Take in the next record; raise UserError where one comes before any start."""
         if isinstance(record, Start):
             self.starts.append(record)
             self.seconds.append(0.0)
-            self.end, self.resuming = None, True
+            self.end, self.begins_at_next = None, record.step is None
+            if record.step is not None:
+                self._drop_after(record.step)
             return
         if not self.starts:
             raise UserError(f"{where}: a record stands before the first start record; the file's head is missing")
-        if isinstance(record, Train | Valid) and self.resuming:
-            # what an earlier start wrote beyond this step belongs to a continuation that was given up
-            self.train.drop_after(record.step)
-            self.valid.drop_after(record.step)
-            self.resuming = False
+        if isinstance(record, Train | Valid) and self.begins_at_next:
+            self._drop_after(record.step)
+            self.begins_at_next = False
         if isinstance(record, Train):
             self.train.add(record)
             self.seconds[-1] = record.elapsed_seconds
@@ -220,3 +223,8 @@ class _History:
         elif isinstance(record, End):
             self.end = record
             self.seconds[-1] = record.elapsed_seconds
+
+    def _drop_after(self, step: int) -> None:
+        """Drop what earlier starts wrote beyond the step: it belongs to a continuation that was given up."""
+        self.train.drop_after(step)
+        self.valid.drop_after(step)

@@ -1,13 +1,12 @@
 """Reading fine-tuning result directories and laying their scores out as the rows of tables."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_plm.errors import UserError
-from megatron_plm.report.schema import read_object
+from megatron_plm.report.schema import MaybeUndefined, read_object
 
 _WAY_OUT = "give --results directories that tape_finetune/tape_train.py wrote, such as results/*"
 # the one task whose name doesn't say what was predicted: its data do
@@ -16,15 +15,17 @@ _CSV_TASK = "csv"
 _BASE_MODEL_ORDER = ("transformer", "random", "onehot")
 # rows follow the course of an experiment; test splits of any name come last
 _SPLIT_ORDER = ("train", "valid")
+# with fewer examples the luck of their choice decides, whatever the intervals say
+ENOUGH_TO_RANK = 30
 
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's value over a split, with the ends of its bootstrap interval."""
+    """A metric's value over a split, with the ends of its bootstrap interval; not-a-number where undefined."""
 
-    value: float
-    low: float
-    high: float
+    value: MaybeUndefined
+    low: MaybeUndefined
+    high: MaybeUndefined
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,8 @@ class SplitScores:
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """One pass over the training split."""
-
-    epoch: int
-    train_loss: float
-    valid_metric: float
-
-
-@dataclass(frozen=True)
 class ResultFile:
-    """What results.json holds: one fine-tuned model on one task. `seconds` is the fine-tuning's wall time."""
+    """What the report needs of results.json: one fine-tuned model on one task, and the fine-tuning's wall time."""
 
     task: str
     base_model: str
@@ -61,12 +53,10 @@ class ResultFile:
     seed: int
     command: str
     seconds: float
-    num_parameters: int
     num_trained_parameters: int
     primary_metric: str
     note: str | None
     splits: dict[str, SplitScores]
-    epochs: tuple[Epoch, ...]
 
 
 @dataclass(frozen=True)
@@ -145,6 +135,14 @@ class Task:
         names = dict.fromkeys(split for result in self.results for split in result.splits)
         return sorted(names, key=lambda name: _rank(name, _SPLIT_ORDER))
 
+    def num_examples(self, split: str) -> int:
+        """Return the number of examples in a split, the smallest where the models saw different numbers of them."""
+        return min(result.splits[split].num_examples for result in self.results if split in result.splits)
+
+    def ranks(self, split: str) -> bool:
+        """Return whether a split has enough examples for a comparison of models."""
+        return self.num_examples(split) >= ENOUGH_TO_RANK
+
     def headline_splits(self) -> list[str]:
         """Return the splits a verdict may rest on: the test splits, or the others where there is none."""
         splits = self.splits()
@@ -188,7 +186,7 @@ def _check(result: Result, path: Path) -> None:
 
 
 def group_by_task(results: Sequence[Result]) -> list[Task]:
-    """Return one group for each task and set of data, those whose every result carries a note last, else in the
+    """Return one group for each task and set of data, those without a headline split that ranks last, else in the
     order in which they first occur; equal labels in a group get their seed added, and then their directory.
 
     Raises UserError where a directory is named twice.
@@ -207,7 +205,7 @@ def group_by_task(results: Sequence[Result]) -> list[Task]:
         for name, same_task in groups.items()
         for title, group in zip(_titles(name, same_task), same_task, strict=True)
     ]
-    return sorted(tasks, key=lambda task: all(result.note for result in task.results))
+    return sorted(tasks, key=lambda task: not any(map(task.ranks, task.headline_splits())))
 
 
 def _same_data(first: Result, second: Result) -> bool:
@@ -252,12 +250,6 @@ def _distinct_labels(results: Sequence[Result]) -> tuple[Result, ...]:
         if times > 1:
             raise UserError(f"--results: {times} results of task {results[0].task!r} are {label!r}; name each once")
     return tuple(sorted(named, key=lambda result: _rank(result.base_model, _BASE_MODEL_ORDER)))
-
-
-def overlap(first: Score, second: Score) -> bool:
-    """Return whether two intervals share a point; undefined ones (not a number) count as overlapping."""
-    ends = (first.low, first.high, second.low, second.high)
-    return any(math.isnan(end) for end in ends) or (first.low <= second.high and second.low <= first.high)
 
 
 def _rank(name: str, order: Sequence[str]) -> int:

@@ -2,17 +2,27 @@
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from megatron_plm.errors import UserError
 
 Record = TypeVar("Record")
 
-_NAMES = {int: "a whole number", float: "a number", str: "a text", type(None): "null"}
+# a number that may not exist, such as the correlation of equal values: JSON has null for it, a record not-a-number
+MaybeUndefined = Annotated[float, "null in JSON where undefined"]
+
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    type(None): "null",
+    MaybeUndefined: "a number or null",
+}
 
 
 def read_bytes(path: Path, way_out: str) -> bytes:
@@ -49,8 +59,8 @@ def parse_object(cls: type[Record], value: object, where: str) -> Record:
     """Return `value` as a record of dataclass `cls`; keys that `cls` doesn't name are left alone.
 
     Args:
-        cls: a dataclass whose fields are int, float, str, another such dataclass, `X | None`,
-            `tuple[X, ...]` (a JSON list) or `dict[str, X]`.
+        cls: a dataclass whose fields are int, float, MaybeUndefined, str, another such dataclass, `X | None` or
+            `dict[str, X]`; the key of a field with a default may be missing.
         value: what `json.loads` returned.
         where: file, and line or key, that an error names.
 
@@ -59,16 +69,19 @@ def parse_object(cls: type[Record], value: object, where: str) -> Record:
     """
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected a JSON object, found {_shown(value)}")
-    hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(typing.cast(Any, cls))]
-    missing = [name for name in names if name not in value]
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = dataclasses.fields(typing.cast(Any, cls))
+    missing = [field.name for field in fields if field.name not in value and field.default is dataclasses.MISSING]
     if missing:
         raise UserError(f"{where}: the key {missing[0]!r} is missing; it must hold {_describe(hints[missing[0]])}")
+    names = [field.name for field in fields if field.name in value]
     return cls(**{name: _convert(value[name], hints[name], f"{where}, key {name!r}") for name in names})
 
 
 def _convert(value: object, hint: Any, where: str) -> object:
     """Return `value` as `hint` asks, or raise UserError naming `where`."""
+    if hint is MaybeUndefined and (value is None or type(value) in (int, float)):
+        return math.nan if value is None else float(typing.cast(float, value))
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return parse_object(typing.cast(type, hint), value, where)
@@ -76,8 +89,6 @@ def _convert(value: object, hint: Any, where: str) -> object:
         return None if value is None else _convert(value, arguments[0], where)
     if origin is dict and isinstance(value, Mapping):
         return {key: _convert(item, arguments[1], f"{where}, key {key!r}") for key, item in value.items()}
-    if origin is tuple and isinstance(value, list):
-        return tuple(_convert(item, arguments[0], f"{where}, entry {i}") for i, item in enumerate(value, start=1))
     if hint is float and type(value) is int:
         return float(value)
     # `type is`, not isinstance: JSON's true is a Python int
@@ -91,8 +102,6 @@ def _describe(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
         return " or ".join(_NAMES[argument] for argument in arguments)
-    if origin is tuple:
-        return "a list"
     return _NAMES.get(hint, "an object")
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from megatron_plm.report.results import Result, Row, Task
 from megatron_plm.report.theme import Plot, Theme, render
-from megatron_plm.report.wording import badge, number, scored
+from megatron_plm.report.verdicts import RANKS_NOTHING, badge
+from megatron_plm.report.wording import number, scored
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +30,8 @@ def score_plots(tasks: Sequence[Task]) -> list[Plot]:
 
 
 def _score_plot(task: Task, name: str) -> Plot:
-    """Return the bars of one task: value, bootstrap interval, and hatching where a result carries a note."""
+    """Return the bars of one task: value, bootstrap interval, and hatching where a split ranks nothing or a result
+    carries a note."""
     splits = task.splits()
     rows = {split: [row for row in task.rows() if row.split == split] for split in splits}
     metrics = list(dict.fromkeys(row.metric for shown in rows.values() for row in shown))
@@ -47,9 +49,11 @@ def _score_plot(task: Task, name: str) -> Plot:
             if index >= len(splits):
                 panel.set_visible(False)
                 continue
-            _bars(panel, rows[splits[index]], task.results, theme)
+            split = splits[index]
+            _bars(panel, rows[split], task, theme)
             panel.set_yticks(range(len(labels)), labels if index % columns == 0 else [""] * len(labels))
-            panel.set_title(f"{splits[index]} ({_examples(rows[splits[index]])})", loc="left", color=theme.text)
+            count = _examples(rows[split]) + ("" if task.ranks(split) else f", {RANKS_NOTHING}")
+            panel.set_title(f"{split} ({count})", loc="left", color=theme.text)
             panel.set_xlim(*limits)
             panel.tick_params(labelbottom=True)
         for panel in panels[max(0, len(splits) - columns) : len(splits)]:
@@ -58,6 +62,7 @@ def _score_plot(task: Task, name: str) -> Plot:
     described = "; ".join(
         f"{row.result.label} on {split} {scored(row.score)}" for split in splits for row in rows[split]
     )
+    described += "".join(f"; {split} {RANKS_NOTHING}" for split in splits if not task.ranks(split))
     title = f"{task.title}, {' / '.join(metrics)} with bootstrap interval"
     return render(name, title, f"{described}.", size, draw)
 
@@ -80,10 +85,10 @@ def _limits(rows: Sequence[Row]) -> tuple[float, float]:
     return low - (0.05 * (high - low) if low < 0 else 0), high + 0.16 * (high - low)
 
 
-def _bars(axes: "Axes", rows: Sequence[Row], results: Sequence[Result], theme: Theme) -> None:
+def _bars(axes: "Axes", rows: Sequence[Row], task: Task, theme: Theme) -> None:
     """Draw one split's bars from the top down, one line for every result of the task, scored here or not."""
     by_label = {row.result.label: row for row in rows}
-    for place, result in enumerate(results):
+    for place, result in enumerate(task.results):
         row = by_label.get(result.label)
         if row is None:
             axes.text(0, place, " not scored", va="center", color=theme.muted)
@@ -93,8 +98,9 @@ def _bars(axes: "Axes", rows: Sequence[Row], results: Sequence[Result], theme: T
             axes.text(0, place, " undefined", va="center", color=theme.muted)
             continue
         colour = _colour(result, theme)
-        fill = theme.background if result.note else colour
-        hatch = "////" if result.note else None
+        doubtful = result.note or not task.ranks(row.split)
+        fill = theme.background if doubtful else colour
+        hatch = "////" if doubtful else None
         axes.barh(place, score.value, height=0.62, facecolor=fill, edgecolor=colour, hatch=hatch)
         right = score.value
         if math.isfinite(score.low) and math.isfinite(score.high):
@@ -109,7 +115,7 @@ def _bars(axes: "Axes", rows: Sequence[Row], results: Sequence[Result], theme: T
             va="center",
             color=theme.text,
         )
-    axes.set_ylim(len(results) - 0.5, -0.5)
+    axes.set_ylim(len(task.results) - 0.5, -0.5)
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0, labelcolor=theme.text)
 

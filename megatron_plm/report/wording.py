@@ -1,16 +1,14 @@
-"""The report's sentences and numbers: what was trained, what came out, and how far that goes."""
+"""The report's numbers, and its sentences on the pretraining: what was trained, what came out, how far that goes."""
 
 import math
 from collections.abc import Sequence
 
 from megatron_plm.report.records import Run
-from megatron_plm.report.results import Result, Score, Task, overlap
+from megatron_plm.report.results import Score, Task
 
 # 500,000 updates of 2 million tokens, the budget of ESM-2's published models (Lin et al. 2023,
 # doi:10.1126/science.ade2574, supplement)
 ESM2_TOKENS = 500_000 * 2_000_000
-# the longest note that is shown whole beside a model's name
-_BADGE_LENGTH = 20
 # below this part of ESM-2's budget no score says anything about the method
 _TOO_SMALL = 0.01
 
@@ -157,55 +155,3 @@ def caveat(run: Run, tasks: Sequence[Task]) -> str:
             "claim needs several seeds."
         )
     return " ".join(sentences)
-
-
-def badge(note: str) -> str:
-    """Return a note in a word or two, for beside a name: whole if it is short."""
-    if len(note) <= _BADGE_LENGTH:
-        return note
-    return "ranks nothing" if "ranks nothing" in note else "see note"
-
-
-def footnotes(task: Task) -> list[str]:
-    """Return the notes that a badge shortens, each once, with the models that it holds for."""
-    labels: dict[str, list[str]] = {}
-    for result in task.results:
-        if result.note and badge(result.note) != result.note:
-            labels.setdefault(result.note, []).append(result.label)
-    return [
-        f"{'All models' if note == task.shared_note else ', '.join(named)}: {note}." for note, named in labels.items()
-    ]
-
-
-def verdicts(task: Task) -> list[str]:
-    """Return one sentence a split that matters: the pretrained model's primary score and its baselines'."""
-    tested = [result for result in task.results if result.from_pretrained is not None]
-    return [
-        _verdict(task, result, split) for result in tested for split in task.headline_splits() if split in result.splits
-    ]
-
-
-def _verdict(task: Task, tested: Result, split: str) -> str:
-    """Return the sentence for one pretrained model on one split."""
-    metric = tested.primary_metric
-    mine = tested.splits[split].metrics[metric]
-    if not math.isfinite(mine.value):
-        return f"On {split}, the {metric} of {tested.label} is undefined."
-    sentence = f"On {split}, {tested.label} reaches {metric} {scored(mine)}"
-    if tested.note:
-        return f"{sentence} ({badge(tested.note)})."
-    baselines = [
-        (result.label, result.splits[split].metrics[metric])
-        for result in task.results
-        if result.from_pretrained is None and split in result.splits and metric in result.splits[split].metrics
-    ]
-    if not baselines:
-        return f"{sentence}; no baseline was given."
-    listed = ", ".join(f"{label} {scored(score)}" for label, score in baselines)
-    shared = [label for label, score in baselines if overlap(mine, score)]
-    if not shared:
-        return f"{sentence}, against {listed}. The intervals don't overlap."
-    return (
-        f"{sentence}, against {listed}. Its interval overlaps that of {' and '.join(shared)}, so this "
-        "comparison does not settle which is better."
-    )

@@ -47,25 +47,25 @@ def save_checkpoint(run: Run, run_directory: Path) -> Path:
     folder = run_directory / CHECKPOINTS
     path = folder / f"step_{run.progress.step:08d}"
     aside = folder / f".{path.name}.tmp"
-    if run.world.is_main:
-        _delete_leftovers(folder)
-        aside.mkdir(parents=True)
-    run.world.barrier()
-    model, optimizer = get_state_dict(run.model, run.optimizer)
     try:
+        if run.world.is_main:
+            _delete_leftovers(folder)
+            aside.mkdir(parents=True)
+        run.world.barrier()
+        model, optimizer = get_state_dict(run.model, run.optimizer)
         with without_single_process_warning():
             save({"model": model, "optimizer": optimizer}, checkpoint_id=aside, no_dist=run.world.mesh is None)
+        if run.world.is_main:
+            write_description(aside, run.config, _state(run))
+            publish_directory(aside, path)
+            replace_symlink(folder / LATEST, path.name)
+            _delete_old(folder, path, run.config.training.keep_last)
+        run.world.barrier()
     except (CheckpointException, OSError) as error:
         raise UserError(
             f"{path}: the checkpoint cannot be written ({reason_of(error)}); make room there and go on "
             f"with --load {run_directory}"
         ) from None
-    if run.world.is_main:
-        write_description(aside, run.config, _state(run))
-        publish_directory(aside, path)
-        replace_symlink(folder / LATEST, path.name)
-        _delete_old(folder, path, run.config.training.keep_last)
-    run.world.barrier()
     return path
 
 
@@ -162,8 +162,10 @@ def _other_tokenizer(flag: str, path: Path, saved: CheckpointState, run: Run) ->
 
 
 def _model_options(saved: Config, new: Config) -> list[tuple[str, Any, Any]]:
-    """Each option of the model with its value there and here."""
-    return [(name, value, getattr(new.model, name)) for name, value in asdict(saved.model).items()]
+    """Each option of the model that decides what its weights compute, with its value there and here."""
+    was, now = asdict(saved.model), asdict(new.model)
+    was["ffn_hidden_size"], now["ffn_hidden_size"] = saved.model.ffn_size, new.model.ffn_size
+    return [(name, was[name], now[name]) for name in was if name != "init_method_std"]
 
 
 def _refuse_differences(flag: str, path: Path, pairs: list[tuple[str, Any, Any]]) -> None:

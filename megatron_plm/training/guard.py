@@ -11,7 +11,7 @@ _SAME_SIGNAL_SECONDS = 3.0
 
 
 class StopRequest:
-    """Set by SIGTERM, SIGUSR1 (Slurm's notice before the end) or SIGINT; the loop then saves and leaves.
+    """Set by SIGTERM, SIGUSR1 (Slurm's notice before the end), SIGINT or SIGHUP; the loop then saves and leaves.
 
     A signal that comes again later takes effect at once. Right after the first it is the same one: a terminal sends
     its SIGINT to every process, and torchrun passes its own on.
@@ -19,7 +19,10 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._since: float | None = None
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+            # A hang-up that was to be ignored (`nohup`) stays so.
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             signal.signal(number, self._note)
 
     @property

@@ -7,15 +7,18 @@ import torch
 from torch import Tensor
 
 from megatron_plm.data.loader import Batch, Step
+from megatron_plm.errors import UserError
 from megatron_plm.model.heads import summed_cross_entropy
 from megatron_plm.parallel.apply import synchronize_gradients
 from megatron_plm.training.checkpoint import save_checkpoint
-from megatron_plm.training.guard import StopRequest
+from megatron_plm.training.guard import StopRequest, check_finite
 from megatron_plm.training.metrics import RunLog
 from megatron_plm.training.optimizer import clip_gradients, set_learning_rate
 from megatron_plm.training.run_directory import run_directory
 from megatron_plm.training.schedule import learning_rate
 from megatron_plm.training.state import Run
+
+_LARGEST_EXPONENT = 700.0  # a mean loss beyond it has a perplexity beyond float64
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,9 @@ class StepMetrics:
     loss_sum: Tensor  # this process's share, in nats
     grad_norm: Tensor
     lr: float
-    num_tokens: int  # over all processes, as is num_labels
+    num_tokens: int  # over all processes, as are the two below
     num_labels: int
+    num_cropped: int  # proteins longer than a row
 
 
 def train(run: Run, log: RunLog, stop: StopRequest) -> str:
@@ -36,6 +40,11 @@ def train(run: Run, log: RunLog, stop: StopRequest) -> str:
         return "finished"
     for step in run.train_loader.steps(progress.cursor):
         metrics = train_step(run, step)
+        if not metrics.num_labels:
+            raise UserError(
+                f"--data-path {run.config.data.data_path}: a whole batch holds no letter that the tokenizer knows, so "
+                "nothing can be predicted; make the dataset again, without --keep-case if its letters are lower-case"
+            )
         progress.step += 1
         progress.consumed_tokens += metrics.num_tokens
         progress.cursor = step.cursor
@@ -57,9 +66,10 @@ def train(run: Run, log: RunLog, stop: StopRequest) -> str:
 def train_step(run: Run, step: Step) -> StepMetrics:
     """One optimizer step over one global batch: the summed loss over the global number of labels."""
     options = run.config.training
-    num_labels, num_tokens = run.world.sum(
+    num_labels, num_tokens, num_cropped = run.world.sum(
         sum(batch.num_labels for batch in step.micro_batches),
         sum(batch.num_tokens for batch in step.micro_batches),
+        sum(batch.num_cropped for batch in step.micro_batches),
     )
     loss_sum = torch.zeros((), device=run.world.device)
     run.model.train()
@@ -80,7 +90,7 @@ def train_step(run: Run, step: Step) -> StepMetrics:
     set_learning_rate(run.optimizer, lr)
     run.optimizer.step()
     run.optimizer.zero_grad()
-    return StepMetrics(loss_sum, grad_norm, lr, int(num_tokens), int(num_labels))
+    return StepMetrics(loss_sum, grad_norm, lr, int(num_tokens), int(num_labels), int(num_cropped))
 
 
 @torch.no_grad()
@@ -109,11 +119,17 @@ def evaluate(run: Run) -> dict[str, float]:
             sums += torch.stack([loss, torch.full_like(loss, batch.num_labels), hidden_loss, num_right])
             counts += torch.bincount(labels, minlength=tokenizer.vocab_size)
     loss_sum, num_labels, hidden_sum, right, *label_counts = run.world.sum(*sums.tolist(), *counts.tolist())
-    num_hidden = max(1.0, sum(label_counts))
+    num_hidden = sum(label_counts)
+    if not num_hidden:
+        raise UserError(
+            f"--valid-data-path {run.config.data.valid_data_path}: no letter of it was hidden behind <mask>; give more "
+            "proteins, or a larger --eval-iters"
+        )
+    check_finite(run.progress.step, hidden_sum / num_hidden, 0.0)
     unigram = -sum(n / num_hidden * math.log(n / num_hidden) for n in label_counts if n)
     return {
         "loss": loss_sum / max(1.0, num_labels),
-        "perplexity": math.exp(hidden_sum / num_hidden),
+        "perplexity": math.exp(min(hidden_sum / num_hidden, _LARGEST_EXPONENT)),
         "accuracy": right / num_hidden,
         "unigram_perplexity": math.exp(unigram),
         "num_labels": int(sum(label_counts)),

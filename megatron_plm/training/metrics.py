@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_plm.files import write_errors_told
 from megatron_plm.training.guard import check_finite
-from megatron_plm.training.run_directory import METRICS_FILE, run_directory
+from megatron_plm.training.run_directory import METRICS_FILE, TENSORBOARD, run_directory
 from megatron_plm.training.state import Progress, Run
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class RunLog:
             return
         if directory:
             self._file = _open_to_append(directory / METRICS_FILE)
-            self._tensorboard = _tensorboard_writer(directory / "tensorboard")
+            self._tensorboard = _tensorboard_writer(directory / TENSORBOARD, run.progress.step)
         if sys.stdout.isatty() and sys.stderr.isatty() and find_spec("rich"):
             self._progress_bar = _ProgressBar(run.config.training.train_iters, run.progress.step)
 
@@ -76,6 +76,7 @@ class RunLog:
             "tokens": tokens,
             "consumed_tokens": progress.consumed_tokens,
             "fill": tokens / row_tokens,
+            "cropped": sum(step.num_cropped for step in steps),  # proteins
             "tokens_per_second": tokens / (now - self._interval.started),
             "elapsed_seconds": now - self._start,
         }
@@ -138,8 +139,9 @@ class RunLog:
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._file:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            with write_errors_told(Path(self._file.name)):
+                self._file.write(json.dumps(record) + "\n")
+                self._file.flush()
 
     def _scalars(self, group: str, record: dict[str, Any], names: tuple[str, ...]) -> None:
         if self._tensorboard:
@@ -182,13 +184,14 @@ def _open_to_append(path: Path) -> Any:
         return open(path, "a", encoding="utf-8")
 
 
-def _tensorboard_writer(directory: Path) -> Any:
+def _tensorboard_writer(directory: Path, step: int) -> Any:
+    """Open TensorBoard's files from `step` on: what an earlier start wrote beyond it is hidden."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         print("TensorBoard files are not written: pip install tensorboard to have them", file=sys.stderr)
         return None
-    return SummaryWriter(str(directory))
+    return SummaryWriter(str(directory), purge_step=step + 1)
 
 
 def _duration(seconds: float) -> str:

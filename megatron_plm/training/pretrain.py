@@ -1,22 +1,25 @@
 """The pretraining command: from flags to a finished run directory."""
 
+import contextlib
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from shlex import join, quote
 from typing import Any
 
 import torch
 
-from megatron_plm.checkpoint_format import CHECKPOINTS, CONFIG_FILE
-from megatron_plm.config.load import load_config, print_config_and_stop, to_toml
+from megatron_plm.checkpoint_format import CHECKPOINTS, CONFIG_FILE, write_config
+from megatron_plm.config.load import load_config, to_toml
 from megatron_plm.config.options import Config, problems
 from megatron_plm.errors import RunFailed, UserError, run_command, tell
 from megatron_plm.files import atomic_file
+from megatron_plm.invocation import EXIT_CODE_FILE, command_line
+from megatron_plm.kernels.linear import linear_path
 from megatron_plm.machine import package_versions, processor_name
-from megatron_plm.parallel.mesh import World, joined_world, local_rank, world_size
+from megatron_plm.model.attention import attention_path
+from megatron_plm.parallel.mesh import World, check_devices, joined_world, local_rank, world_size
 from megatron_plm.training.checkpoint import load_checkpoint, load_pretrained_weights
 from megatron_plm.training.guard import StopRequest
 from megatron_plm.training.loop import train
@@ -31,7 +34,6 @@ from megatron_plm.training.run_directory import (
 from megatron_plm.training.state import Datasets, Run, build_run, open_datasets
 
 EXIT_CODES = {"finished": 0, "interrupted": 75}  # 75 is EX_TEMPFAIL: run me again; what fails raises
-EXIT_CODE_FILE = "MEGATRON_PLM_EXIT_CODE_FILE"  # set by launch/pretrain.sh around torchrun
 _SECONDS_TO_AGREE = 10.0
 
 
@@ -43,7 +45,9 @@ def main(argv: Sequence[str]) -> int:
         if found:
             raise UserError("\n       ".join(found))
         if print_config:
-            return print_config_and_stop(config) if local_rank() == 0 else 0
+            sys.stdout.write(to_toml(config) if local_rank() == 0 else "")
+            return 0
+        check_devices()
         datasets = open_datasets(config)
         check_run_directory(config)
     except UserError as error:
@@ -54,9 +58,8 @@ def main(argv: Sequence[str]) -> int:
             with own_run_directory(config, world):
                 return EXIT_CODES[_pretrain(config, world, datasets, argv)]
         except UserError as error:
-            num_before, together = world.meet(str(error), seconds=_SECONDS_TO_AGREE)
-            error.told = num_before > 0
-            if together:
+            error.told = error.told or not world.is_first(str(error))
+            if world.all_come("an error", seconds=_SECONDS_TO_AGREE):
                 raise
             # The others know nothing of it and would wait for this process: a crash makes torchrun end them.
             tell(error)
@@ -70,8 +73,13 @@ def launch(argv: Sequence[str]) -> int:
     saved after a signal, or stopped by an error that all workers find alike and have told) ends with 0 there, and the
     script exits with the code in the file.
     """
-    code = run_command(main, argv)
     path = os.environ.get(EXIT_CODE_FILE)
+    try:
+        code = run_command(main, argv)
+    except SystemExit as stop:
+        if path is not None and isinstance(stop.code, int):
+            Path(path).write_text(str(stop.code))
+        raise
     if path is None:
         return code
     if local_rank() == 0:
@@ -88,14 +96,15 @@ def _pretrain(config: Config, world: World, datasets: Datasets, argv: Sequence[s
     directory = run_directory(config)
     if directory and world.is_main:
         with atomic_file(directory / CONFIG_FILE) as aside:
-            aside.write_text(to_toml(config), encoding="utf-8")
+            write_config(aside, config)
         write_status(directory, "running")
     log = RunLog(run)
     description = _description(run, argv)
     log.start(description)
     log.say(
         f"{description['num_parameters']:,} parameters, {len(datasets.train):,} proteins, "
-        f"{world.size} process{'es' if world.size > 1 else ''} on {world.device.type}" + begun_with
+        f"{world.size} process{'es' if world.size > 1 else ''} on {world.device.type}{begun_with}\n"
+        f"{description['kernels']}" + ("" if directory else "\nnothing will be saved, as --save was not given")
     )
     status = "failed"
     try:
@@ -103,9 +112,11 @@ def _pretrain(config: Config, world: World, datasets: Datasets, argv: Sequence[s
     except UserError as error:
         raise RunFailed(str(error)) from None
     finally:
-        log.end(run.progress.step, status)
-        if directory and world.is_main:
-            write_status(directory, status)
+        # A disk that is full is told by the error on its way, not by what can't be written about it.
+        with contextlib.suppress(*((OSError, UserError) if status == "failed" else ())):
+            log.end(run.progress.step, status)
+            if directory and world.is_main:
+                write_status(directory, status)
     if world.is_main:
         _say_what_next(run, status)
     return status
@@ -131,13 +142,15 @@ def _load(run: Run) -> str:
 
 def _description(run: Run, argv: Sequence[str]) -> dict[str, Any]:
     world = run.world
-    launcher = "launch/pretrain.sh" if world.size == 1 else f"torchrun --nproc-per-node {world.size} launch/pretrain.sh"
+    dtype = torch.bfloat16 if run.config.training.bf16 else torch.float32
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else processor_name()
     return {
-        "command": f"{launcher} {join(argv)}",
+        "command": command_line("pretrain", argv),
+        "step": run.progress.step,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": package_versions(),
         "machine": f"{device}, {torch.get_num_threads()} threads a process",
+        "kernels": f"attention: {attention_path(world.device, dtype)}; linear maps: {linear_path(run.model)}",
         "world_size": world.size,
         "num_parameters": sum(p.numel() for p in run.model.parameters()),
         "seed": run.config.training.seed,
@@ -151,13 +164,11 @@ def _say_what_next(run: Run, status: str) -> None:
     if directory is None:
         print(f"{status}; nothing was saved, as --save was not given")
     elif status == "interrupted":
-        again = f"launch/pretrain.sh --config {quote(str(directory / CONFIG_FILE))} --load {quote(str(directory))}"
+        again = command_line("pretrain", ["--config", directory / CONFIG_FILE, "--load", directory])
         print(f"interrupted, saved at step {run.progress.step}\nnext: {again}")
     else:
-        print(
-            f"wrote {directory}\nnext: python tools/convert_checkpoint.py --from native --to huggingface "
-            f"--input {quote(str(directory))} --output {quote(f'out/{directory.name}')}"
-        )
+        flags = ["--from", "native", "--to", "huggingface", "--input", directory, "--output", f"out/{directory.name}"]
+        print(f"wrote {directory}\nnext: {command_line('convert-checkpoint', flags)}")
 
 
 if __name__ == "__main__":

@@ -60,26 +60,20 @@ class Task(ABC):
         return [split for split in files if split not in ("train", "valid")]
 
     def load(self, split: str, path: Path, max_length: int | None) -> Split:
-        """Read, crop and check a split; raises UserError naming the file, and the record at fault.
-
-        Splits other than `train` are scored, so each of their examples must be fit for that.
-        """
+        """Read, crop and check a split; raises UserError naming the file, and the record at fault."""
         examples = tuple(example.crop(max_length) for example in self.read(path))
         if not examples:
             raise UserError(f"{path}: the split {split!r} holds no record; give a file with labelled proteins")
-        if not any(self.num_labels(example) for example in examples):
-            raise UserError(f"{path}: no protein of the split {split!r} has a label to learn or to score")
-        if split != "train":
-            for example in examples:
-                self.check_scorable(example)
-        return Split(split, path, hashlib.sha256(path.read_bytes()).hexdigest(), examples)
+        num_undefined = sum(not self.num_labels(example) for example in examples)
+        if num_undefined == len(examples):
+            cropped = any(example.cropped for example in examples)
+            within = f" within --max_length {max_length}; take a larger one" if cropped else "; give a file that has"
+            raise UserError(f"{path}: no protein of the split {split!r} has a label to learn or to score{within}")
+        return Split(split, path, hashlib.sha256(path.read_bytes()).hexdigest(), examples, num_undefined)
 
     @abstractmethod
     def read(self, path: Path) -> Iterator[Example]:
         """The checked records of a file; raises UserError naming the one at fault."""
-
-    def check_scorable(self, example: Example) -> None:  # noqa: B027
-        """Raise UserError where an example of a scored split cannot be scored."""
 
     @abstractmethod
     def num_labels(self, example: Example) -> int:

@@ -2,7 +2,7 @@
 
 A golden dump, tests/config/golden/NAME.toml, is the resolved configuration. After a change that is meant:
 
-    PYTHONPATH=. python tests/config/test_launch_configs.py
+    PYTHONPATH=.:tests python tests/config/test_launch_configs.py
 
 writes them anew; the diff then shows what the change does to every shipped run.
 """
@@ -10,6 +10,7 @@ writes them anew; the diff then shows what the change does to every shipped run.
 from pathlib import Path
 
 import pytest
+from pretraining_runs import checkpoint, column, pretrain
 
 from megatron_plm.config.load import load_config, to_toml
 from megatron_plm.config.options import problems
@@ -36,6 +37,19 @@ def test_a_shipped_configuration_resolves_to_its_golden_dump(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_a_shipped_configuration_can_run_on_one_process(path):
     assert problems(load_config(["--config", str(path)])[0], world_size=1) == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_shipped_configuration_runs_when_made_small(path, pair_data, tmp_path):
+    small = [
+        "--num-layers=1", "--hidden-size=32", "--num-attention-heads=2", "--seq-length=64", "--micro-batch-size=1",
+        "--global-batch-size=1", "--train-iters=2", "--lr-warmup-iters=1", "--log-interval=1", "--eval-iters=1",
+    ]  # fmt: skip
+    data = [f"--data-path={pair_data.train}", f"--valid-data-path={pair_data.valid}"]
+    assert pretrain("--config", path, *small, *data, f"--save={tmp_path}") == 0
+    assert column(tmp_path, "train", "step") == [1, 2]
+    assert column(tmp_path, "valid", "step") == [2]
+    assert checkpoint(tmp_path).resolve() == checkpoint(tmp_path, 2)
 
 
 def regenerate() -> None:

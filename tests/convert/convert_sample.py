@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from megatron_plm.config.options import ModelOptions
+from megatron_plm.convert.command import main
 from megatron_plm.convert.native import write_native
+from megatron_plm.convert.pretrained import FORMATS
 from megatron_plm.convert.weights import Weights
+from megatron_plm.errors import run_command
 from megatron_plm.model.transformer import MaskedLanguageModel
 from megatron_plm.tokenizers import Tokenizer, get_tokenizer
 
@@ -116,3 +119,16 @@ def random_sequences(tokenizer: Tokenizer, lengths: Sequence[int], *, masked: fl
 def our_logits(model: MaskedLanguageModel, packed: Packed) -> Tensor:
     """Logits of the real tokens, [T, V], sequence after sequence."""
     return model(*packed.inputs)[packed.rows, packed.columns]
+
+
+def convert(source: str, target: str, before: Path, after: Path, *flags: str) -> int:
+    """Run the command in this process; returns its exit code."""
+    argv = ["--from", source, "--to", target, "--input", str(before), "--output", str(after), *flags]
+    return run_command(main, argv)
+
+
+def written(weights: Weights, format_name: str, path: Path) -> Path:
+    """Write the weights in a format into a new directory; returns it."""
+    path.mkdir(parents=True)
+    FORMATS[format_name].write(weights, path, "float32")
+    return path

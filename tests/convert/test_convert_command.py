@@ -2,41 +2,26 @@
 
 import contextlib
 import json
-import pickle
+import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from convert_sample import TINY, native_checkpoint, options_of, random_weights, same_tensors
-from safetensors.torch import load_file, save_file
-from test_native import Payload
+from convert_sample import TINY, convert, native_checkpoint, options_of, random_weights, same_tensors, written
 
-from megatron_plm.convert.command import main
-from megatron_plm.convert.huggingface import write_huggingface
+from megatron_plm.convert.command import main, next_command
 from megatron_plm.convert.native import read_native
 from megatron_plm.convert.pretrained import FORMATS, detect_format, load_pretrained
-from megatron_plm.convert.tape import write_proteinlm_tape
-from megatron_plm.convert.weights import Weights
 from megatron_plm.errors import UserError, run_command
 
 REPOSITORY = Path(__file__).parents[2]
 IUPAC = options_of((2, 24, 3, 96), tokenizer="tape-iupac")
-
-
-def convert(source: str, target: str, before: Path, after: Path, *flags: str) -> int:
-    argv = ["--from", source, "--to", target, "--input", str(before), "--output", str(after), *flags]
-    return run_command(main, argv)
-
-
-def written(weights: Weights, format_name: str, path: Path) -> Path:
-    path.mkdir(parents=True)
-    FORMATS[format_name].write(weights, path, "float32")
-    return path
 
 
 @pytest.mark.parametrize("target", FORMATS)
@@ -51,11 +36,44 @@ def test_every_format_converts_to_every_other_and_back_to_the_same_bits(
     assert lines[0].startswith(f"wrote {tmp_path / 'there'}: {target}, ")
     assert lines[-1].startswith("next: python ")
     assert detect_format(tmp_path / "there") == target
+    files = {path.name for path in (tmp_path / "there").iterdir()}
+    assert files == {path.name for path in written(weights, target, tmp_path / "plain").iterdir()} | {"conversion.json"}
+    shutil.rmtree(tmp_path / "plain")
     assert convert(target, "native", tmp_path / "there", tmp_path / "back") == 0
     back = read_native(tmp_path / "back")
     assert same_tensors(back.tensors, weights.tensors)
     assert (back.options, back.tokenizer) == (weights.options, weights.tokenizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "start", "there"]  # nothing left beside
+
+
+def test_a_conversion_records_how_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    native_checkpoint(tmp_path / "it's native")
+    monkeypatch.chdir(tmp_path)
+    records = []
+    for _ in range(2):
+        assert convert("native", "proteinlm-tape", Path("it's native"), Path("out/tape"), "--force") == 0
+        records.append((tmp_path / "out" / "tape" / "conversion.json").read_bytes())
+    assert records[0] == records[1]
+    flags = ["--from", "native", "--to", "proteinlm-tape", "--input", "it's native", "--output", "out/tape", "--force"]
+    assert json.loads(records[0]) == {
+        "command": shlex.join(["python", "tools/convert_checkpoint.py", *flags]),
+        "from": "native",
+        "to": "proteinlm-tape",
+        "input": "it's native",
+    }
+
+
+@pytest.mark.parametrize("target", ["native", "proteinlm-tape"])
+def test_the_next_command_names_the_example_data_only_where_they_are(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert next_command(target, Path("o ut")) == "python tape_finetune/tape_train.py --help"
+    Path("examples/data/structures").mkdir(parents=True)
+    assert next_command(target, Path("o ut")) == (
+        "python tape_finetune/tape_train.py transformer secondary_structure --from_pretrained 'o ut' "
+        "--data_dir examples/data/structures"
+    )
 
 
 def test_what_is_not_carried_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,110 +102,6 @@ def test_the_tool_runs_and_the_command_it_prints_runs(tmp_path: Path) -> None:
     assert shlex.split(command)[:2] == ["python", "-c"]
     shown = subprocess.run(["bash", "-c", command], **run)
     assert shown.stdout.strip() == "torch.Size([1, 12, 33])", shown.stderr
-
-
-# What is wrong with the input, and what the one sentence must say. Each changes a converted directory.
-
-
-def edit_config(directory: Path, **fields: object) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-
-
-def edit_tensors(directory: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    path = directory / "model.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path)
-
-
-def cut(path: Path, size: int) -> None:
-    path.write_bytes(path.read_bytes()[:size])
-
-
-def pickled(directory: Path, content: object) -> None:
-    (directory / "model.safetensors").unlink()
-    torch.save(content, directory / "pytorch_model.bin")
-
-
-QUERY = "esm.encoder.layer.1.attention.self.query.weight"
-BAD_HUGGINGFACE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a missing key": (lambda d: edit_tensors(d, lambda t: t.pop(QUERY)), f"1 tensor is missing ({QUERY})"),
-    "an unknown key": (
-        lambda d: edit_tensors(d, lambda t: t.update({"classifier.weight": torch.ones(2)})),
-        "1 tensor is unknown (classifier.weight)",
-    ),
-    "a wrong shape": (
-        lambda d: edit_tensors(d, lambda t: t.update({QUERY: torch.ones(24, 30)})),
-        f"{QUERY} has shape [24, 30], but the configuration beside it describes [24, 24]",
-    ),
-    "a type that is no weight": (
-        lambda d: edit_tensors(d, lambda t: t.update({QUERY: torch.ones(24, 24, dtype=torch.int64)})),
-        f"{QUERY} has type torch.int64",
-    ),
-    "a shortened file": (lambda d: cut(d / "model.safetensors", 5000), "model.safetensors: cannot be read"),
-    "an empty file": (lambda d: cut(d / "model.safetensors", 0), "model.safetensors: cannot be read"),
-    "no weights": (lambda d: (d / "model.safetensors").unlink(), "no weights; expected model.safetensors"),
-    "no configuration": (lambda d: (d / "config.json").unlink(), "holds no checkpoint"),
-    "a configuration that is no JSON": (lambda d: cut(d / "config.json", 40), "config.json: not valid JSON"),
-    "a configuration that is a list": (lambda d: (d / "config.json").write_text("[]"), "expected a JSON object"),
-    "another architecture": (lambda d: edit_config(d, model_type="bert"), "the model_type is 'bert'"),
-    "stock TAPE's configuration": (
-        lambda d: edit_config(d, model_type=None),
-        "as those of stock TAPE and of ProteinLM",
-    ),
-    "another vocabulary": (lambda d: (d / "vocab.txt").write_text("A\nC\n"), "2 tokens for a vocab_size of 33"),
-    "a pickle of other things": (lambda d: pickled(d, {"weights": [1, 2]}), "expected tensors by name"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_HUGGINGFACE)
-def test_bad_input_is_one_sentence_exit_2_and_no_output(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spoil, sentence = BAD_HUGGINGFACE[case]
-    source = tmp_path / "source"
-    source.mkdir()
-    write_huggingface(random_weights(), source, "float32")
-    spoil(source)
-    assert convert("huggingface", "native", source, tmp_path / "out") == 2
-    printed = capsys.readouterr()
-    assert (printed.out, printed.err.count("\n")) == ("", 1)
-    assert sentence in printed.err
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
-def test_code_in_a_pickle_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    marker = tmp_path / "it ran"
-    payload = {"mlm.bias": torch.zeros(30), "x": Payload(marker)}
-    for number, save in enumerate((torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, 2)))):
-        source = tmp_path / f"source{number}"
-        source.mkdir()
-        write_proteinlm_tape(random_weights(), source, "float32")
-        save(payload, source / "pytorch_model.bin")
-        assert convert("proteinlm-tape", "native", source, tmp_path / "out") == 2
-        assert "would run code (nothing of it was run)" in capsys.readouterr().err
-        assert not marker.exists()
-        assert not (tmp_path / "out").exists()
-    pickle.loads(pickle.dumps(payload))
-    assert marker.exists()  # a careless reader would have run it
-
-
-@pytest.mark.parametrize("source", FORMATS)
-def test_a_wrong_from_is_told_the_right_one(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = written(random_weights(), source, tmp_path / "in")
-    for wrong in set(FORMATS) - {source}:
-        assert convert(wrong, "native", path, tmp_path / "out") == 2
-        assert f"holds a {source} checkpoint, not {wrong}; give --from {source}" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_input_that_is_nothing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").write_text("")
-    (tmp_path / "empty").mkdir()
-    for name, sentence in (("file", "is a file"), ("absent", "does not exist"), ("empty", "holds no checkpoint")):
-        assert convert("native", "huggingface", tmp_path / name, tmp_path / "out") == 2
-        assert sentence in capsys.readouterr().err
 
 
 def test_values_beyond_float16_are_counted_and_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,7 +152,7 @@ def test_force_deletes_no_folder_that_is_not_a_checkpoint_and_never_the_input(
 def test_a_failed_conversion_with_force_leaves_the_old_output(tmp_path: Path) -> None:
     source = written(random_weights(), "huggingface", tmp_path / "hf")
     old = written(random_weights(seed=1), "native", tmp_path / "native")
-    cut(source / "model.safetensors", 5000)
+    os.truncate(source / "model.safetensors", 5000)
     assert convert("huggingface", "native", source, old, "--force") == 2
     assert same_tensors(read_native(old).tensors, random_weights(seed=1).tensors)
 

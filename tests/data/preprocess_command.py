@@ -1,23 +1,22 @@
 """What the tests of `preprocess_data` share: a small file and ways to run the command on it."""
 
-import os
 import sys
 from pathlib import Path
+
+from processes import REPOSITORY as ROOT
+from processes import environment
 
 from megatron_plm.data.preprocess import main
 from megatron_plm.errors import run_command
 
-ROOT = Path(__file__).parents[2]
+__all__ = ["ROOT", "SEQUENCES", "TEXT", "command", "environment", "outputs", "run"]
+
 TEXT = b">sp|P1|A first\nMKTAYIAKQR\nQISFVKSHFS\n\n>P2\nmkvJ*lag\n>P3 x y\nACDEFGHIKLMNPQRSTVWY"
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFS", "MKVJ*LAG", "ACDEFGHIKLMNPQRSTVWY"]
 
 
 def command(*arguments: object) -> list[str]:
     return [sys.executable, str(ROOT / "tools" / "preprocess_data.py"), *map(str, arguments)]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def run(folder: Path, *arguments: object) -> int:

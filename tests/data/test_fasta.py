@@ -115,7 +115,7 @@ def fasta(draw: st.DrawFn) -> bytes:
     return b"".join(line + end for line, end in zip(lines, ends, strict=True))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(fasta(), CUTS)
 @example(b">a\r\nMK\r\nV", [2, 3, 4, 5, 6, 7, 8, 9])
 @example(b">a\n" + b"M" * 300, [100, 101])
@@ -127,7 +127,7 @@ def test_any_cut_of_well_formed_fasta_gives_the_reference_sequences(text: bytes,
     assert counts.tolist() == np.bincount(joined, minlength=256).tolist()
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(
     st.lists(
         st.sampled_from([b">", b";", b"\n", b"\r\n", b" ", b"A", b"cJ", b"\0", b"\xc3", b"\x1f", b"\n>x\nM"]),

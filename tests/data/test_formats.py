@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
+from processes import environment
 
 from megatron_plm.data import formats
 from megatron_plm.data.formats import BLOCK_SIZE, BlockReader
 from megatron_plm.errors import UserError
-
-zstandard = pytest.importorskip("zstandard")
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
@@ -146,5 +146,7 @@ def test_memory_stays_small_on_content_that_compresses_a_thousandfold(tmp_path: 
         "assert sum(map(len, BlockReader(sys.argv[1]))) == 260_000_000\n"
         "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
     )
-    done = subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], check=True, capture_output=True, text=True, env=environment(), timeout=120
+    )
     assert int(done.stdout) < 200_000, f"{done.stdout} kB for blocks of {formats.BLOCK_SIZE} bytes"

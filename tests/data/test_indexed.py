@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+import torch
+from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_plm.data.indexed import IndexedDataset
@@ -43,7 +44,6 @@ SEQUENCES = [[4, 5, 6], [7], [], [8, 9, 255, 0]]
 
 
 @pytest.mark.parametrize("dtype", CODES)
-@settings(deadline=None)
 @given(data=st.data())
 def test_files_packed_by_hand_read_back(
     tmp_path_factory: pytest.TempPathFactory, dtype: str, data: st.DataObject
@@ -71,11 +71,12 @@ def test_sequences_are_read_only_views_and_indices_have_bounds(tmp_path: Path) -
             dataset[wrong]
 
 
+@pytest.mark.filterwarnings("ignore:::megatron")
 @pytest.mark.parametrize("dtype", CODES)
 def test_megatron_core_writes_what_we_read(tmp_path: Path, dtype: str) -> None:
-    theirs = pytest.importorskip("megatron.core.datasets.indexed_dataset", reason="megatron-core is not installed")
-    torch = pytest.importorskip("torch")
-    builder = theirs.IndexedDatasetBuilder(str(tmp_path / "p.bin"), dtype=getattr(np, dtype))
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    builder = IndexedDatasetBuilder(str(tmp_path / "p.bin"), dtype=getattr(np, dtype))
     for tokens, lengths in [([4, 5, 6, 7], [3, 1]), ([8, 9, 100], [3])]:
         builder.add_document(torch.tensor(tokens), lengths)
     builder.finalize(str(tmp_path / "p.idx"))

@@ -43,7 +43,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@settings(max_examples=40, deadline=None)  # each example waits for the disk
+@settings(max_examples=40)  # each example waits for the disk
 @given(st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=9), min_size=1, max_size=20), st.integers(1, 5))
 def test_files_are_those_packed_by_hand(
     tmp_path_factory: pytest.TempPathFactory, sequences: list[list[int]], chunk: int
@@ -71,10 +71,12 @@ def test_lengths_may_come_after_their_tokens(tmp_path: Path) -> None:
     assert [sequence.tolist() for sequence in IndexedDataset(tmp_path / "p")] == SEQUENCES
 
 
+@pytest.mark.filterwarnings("ignore:::megatron")
 def test_megatron_core_reads_what_we_write(tmp_path: Path) -> None:
-    theirs = pytest.importorskip("megatron.core.datasets.indexed_dataset", reason="megatron-core is not installed")
+    from megatron.core.datasets import indexed_dataset
+
     write(tmp_path / "p")
-    dataset = theirs.IndexedDataset(str(tmp_path / "p"))
+    dataset = indexed_dataset.IndexedDataset(str(tmp_path / "p"))
     assert [dataset[i].tolist() for i in range(len(dataset))] == SEQUENCES
     assert dataset.document_indices.tolist() == [0, 1, 2, 3]
     assert dataset.sequence_lengths.tolist() == [3, 1, 3]
@@ -198,7 +200,7 @@ def test_killed_at_any_step_it_leaves_a_whole_dataset_or_none(
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     def write_too_much() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        with pytest.raises(UserError, match=r"cannot write '.*p\.bin' \(File too large\): free some space"):
+        with pytest.raises(UserError, match=r"p\.bin: cannot be written: File too large; free some space"):
             write(tmp_path / "p", [[1] * 200_000])
         os._exit(17)
 
@@ -227,7 +229,8 @@ def test_folders_that_cannot_be_written_are_told(tmp_path: Path) -> None:
         "W(sys.argv[1]).__enter__()"
     )
     tmp_path.chmod(0o755)
-    done = subprocess.run([sys.executable, "-c", code, closed / "p"], capture_output=True, text=True, check=False)
-    assert "UserError: cannot write" in done.stderr
-    assert "Permission denied" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code, closed / "p"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert f"UserError: {closed / 'p.bin'}: cannot be written: Permission denied; choose a folder" in done.stderr
     assert names(closed) == []

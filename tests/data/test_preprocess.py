@@ -5,6 +5,7 @@ import hashlib
 import os
 import pty
 import random
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,7 @@ def test_the_dataset_holds_the_file_and_says_what_it_holds(folder: Path, capsys:
         },
         "sources": [{"path": str(folder / "in.fasta"), "bytes": len(TEXT)}],
         "tool_version": "0.1.0",
+        "command": f"python tools/preprocess_data.py --input {folder}/in.fasta --output-prefix {folder}/out/p",
     }
     out = capsys.readouterr().out
     prefix = folder / "out" / "p"
@@ -67,6 +69,16 @@ def test_the_dataset_holds_the_file_and_says_what_it_holds(folder: Path, capsys:
     ]:
         assert line in out
     assert outputs(folder) == ["p.bin", "p.idx", "p.json"]
+
+
+def test_the_recorded_command_can_be_typed_again_and_library_use_records_none(folder: Path) -> None:
+    (folder / "it's.fasta").write_bytes(TEXT)
+    flags = ["--input", str(folder / "it's.fasta"), "--output-prefix", str(folder / "out" / "p")]
+    assert run(folder, *flags) == 0
+    recorded = IndexedDataset(folder / "out" / "p").metadata["command"]
+    assert shlex.split(recorded) == ["python", "tools/preprocess_data.py", *flags]
+    preprocess([folder / "in.fasta"], folder / "out" / "q", get_tokenizer("esm2"))
+    assert "command" not in IndexedDataset(folder / "out" / "q").metadata
 
 
 def test_without_case_folding_lower_case_is_unknown(folder: Path) -> None:

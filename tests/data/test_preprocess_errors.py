@@ -1,14 +1,16 @@
 """The command `preprocess_data` on bad input, when interrupted, and when run twice at once."""
 
+import errno
 import gzip
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from preprocess_command import TEXT, command, environment, outputs, run
+from processes import wait_for
 
 from megatron_plm.data.indexed import IndexedDataset
 from megatron_plm.errors import USER_ERROR_EXIT_CODE
@@ -105,11 +107,25 @@ def test_an_existing_dataset_is_replaced_only_with_force(folder: Path, capsys: p
     assert len(IndexedDataset(folder / "out" / "p")) == 1
 
 
-def wait_for(path: Path, pattern: str) -> None:
-    deadline = time.monotonic() + 30
-    while not list(path.glob(pattern)):
-        assert time.monotonic() < deadline, f"no {pattern} after 30 s"
-        time.sleep(0.01)
+def open_pipe(path: Path, reader: subprocess.Popen) -> BinaryIO:
+    """Open a named pipe to write once `reader` reads it; a plain open would wait for ever if that has died."""
+
+    def opened() -> BinaryIO | None:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # nobody has it open to read
+                raise
+            return None
+        os.set_blocking(descriptor, True)
+        return os.fdopen(descriptor, "wb")
+
+    return wait_for(opened, "a reader of the pipe", process=reader)
+
+
+def wait_for_work(folder: Path, process: subprocess.Popen) -> None:
+    """Wait until the command writes aside."""
+    wait_for(lambda: list((folder / "out").glob("p.bin.*.tmp")), "a temporary file", process=process)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -117,10 +133,10 @@ def test_an_interrupted_run_leaves_no_dataset_and_the_next_one_cleans_up(folder:
     os.mkfifo(folder / "pipe")
     arguments = command("--input", folder / "pipe", "--output-prefix", folder / "out" / "p")
     process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE, text=True)
-    with process, (folder / "pipe").open("wb") as pipe:
+    with process, open_pipe(folder / "pipe", process) as pipe:
         pipe.write(TEXT)
         pipe.flush()
-        wait_for(folder / "out", "p.bin.*.tmp")
+        wait_for_work(folder, process)
         process.send_signal(number)
         _, error = process.communicate(timeout=30)
     if number == signal.SIGINT:
@@ -137,8 +153,8 @@ def test_a_second_run_of_the_same_prefix_is_refused_and_the_first_finishes(
     os.mkfifo(folder / "pipe")
     arguments = command("--input", folder / "pipe", "--output-prefix", folder / "out" / "p", "--force")
     with subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL) as process:
-        with (folder / "pipe").open("wb") as pipe:
-            wait_for(folder / "out", "p.bin.*.tmp")
+        with open_pipe(folder / "pipe", process) as pipe:
+            wait_for_work(folder, process)
             assert run(folder, "--force") == USER_ERROR_EXIT_CODE
             assert "another run is writing" in capsys.readouterr().err
             pipe.write(b">first\nMKV\n")
@@ -152,6 +168,7 @@ def test_the_tool_is_the_command(folder: Path) -> None:
         capture_output=True,
         text=True,
         env=environment(),
+        timeout=60,
         check=False,
     )
     assert done.returncode == USER_ERROR_EXIT_CODE

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_plm.data.statistics import LengthStatistics, count_tokens, count_unknown_letters
@@ -12,7 +12,6 @@ from megatron_plm.tokenizers import get_tokenizer
 LENGTHS = st.integers(1, 2**31 - 1) | st.integers(1, 2000)
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(LENGTHS, max_size=20), min_size=1, max_size=4))
 def test_lengths_added_in_any_portions_are_counted_as_by_hand(portions: list[list[int]]) -> None:
     statistics = LengthStatistics()
@@ -29,7 +28,6 @@ def test_lengths_added_in_any_portions_are_counted_as_by_hand(portions: list[lis
     assert all(high - low <= max(1, low / 4 + 1) for low, high, _ in bins), "bins too wide to show a distribution"
 
 
-@settings(deadline=None)
 @given(st.text("ALGMXJ*1alj-.", max_size=50), st.booleans())
 def test_letters_are_counted_as_by_hand(text: str, fold_case: bool) -> None:
     tokenizer = get_tokenizer("esm2")

@@ -5,8 +5,8 @@ import cmath
 import pytest
 import torch
 from packing import SHAPE, TOKENIZER, pack, random_proteins
-from transformers import EsmConfig
 from transformers.models.esm.modeling_esm import EsmEmbeddings
+from transformers_peer import esm_config
 
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.model.layers import RotaryEmbedding, TokenEmbedding, rotate
@@ -58,17 +58,7 @@ def test_token_dropout_is_transformers_of_each_protein_alone(embedding):
         *random_proteins([9], masked=0),
         *random_proteins([11], masked=1),
     ]
-    theirs = EsmEmbeddings(
-        EsmConfig(
-            vocab_size=33,
-            pad_token_id=TOKENIZER.pad_id,
-            mask_token_id=TOKENIZER.mask_id,
-            hidden_size=SHAPE.hidden_size,
-            token_dropout=True,
-            position_embedding_type="rotary",
-            hidden_dropout_prob=0.0,
-        )
-    ).eval()
+    theirs = EsmEmbeddings(esm_config(SHAPE)).eval()
     theirs.word_embeddings.weight.data.copy_(embedding.tokens.weight.data)
     rows = pack([proteins[:3], proteins[3:]], 60)
     ours = embedding(rows.tokens, rows.segment_ids)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from packing import SHAPE, TOKENIZER, Rows, build, pack, random_proteins
-from transformers import EsmConfig, EsmForMaskedLM
+from transformers import EsmForMaskedLM
+from transformers_peer import esm_config
 
 from megatron_plm.config.load import load_config
 from megatron_plm.config.options import ModelOptions
@@ -130,19 +131,7 @@ def test_presets_have_the_parameters_of_transformers_esm(preset):
     options = load_config(["--preset", preset])[0].model
     with torch.device("meta"):
         ours = MaskedLanguageModel(options, TOKENIZER)
-        theirs = EsmForMaskedLM(
-            EsmConfig(
-                vocab_size=33,
-                pad_token_id=TOKENIZER.pad_id,
-                mask_token_id=TOKENIZER.mask_id,
-                hidden_size=options.hidden_size,
-                num_hidden_layers=options.num_layers,
-                num_attention_heads=options.num_attention_heads,
-                intermediate_size=4 * options.hidden_size,
-                position_embedding_type="rotary",
-                emb_layer_norm_before=False,
-            )
-        )
+        theirs = EsmForMaskedLM(esm_config(options))
     theirs.tie_weights()
     # Not trained by masking: the contact head, and an absolute position table that rotary models leave unused.
     used = {n: p for n, p in theirs.named_parameters() if "contact_head" not in n and "position_embeddings" not in n}

@@ -40,15 +40,18 @@ def test_the_tool_prints_the_score_table_and_the_path(
     # the task that ranks first, whatever the order of the flags; a short note needs no footnote
     assert [line for line in lines if line and not line.startswith(" ")][1:-2] == [
         "peptides, accuracy",
-        "contact_prediction, precision_at_l5 (ranks nothing)",
-        "secondary_structure, accuracy (ranks nothing)",
+        "contact_prediction, precision_at_l5 (see note)",
+        "secondary_structure, accuracy",
     ]
-    assert [line for line in lines if "path works" in line] == [f"  All models: {sample.LONG_NOTE}."]
+    assert [line for line in lines if "All models" in line] == [f"  All models: {sample.LONG_NOTE}."]
+    small = [line.strip().split(":")[0] for line in lines if "with fewer than 30" in line]
+    assert small == ["test (4 examples)", "valid (3 examples), test (4 examples)"]
+    assert sum("valid: the best epoch was chosen on this split" in line for line in lines) == 2
     rows = [re.split(r"  +", line.strip()) for line in lines if re.search(r"  \d\.\d+ \[", line)]
     primary = [
         [
             result["label"],
-            split,
+            split if scores["num_examples"] >= 30 else f"{split} (ranks nothing)",
             "{value:.3f} [{low:.3f}, {high:.3f}]".format(**scores["metrics"][result["primary_metric"]]),
             f"{scores['num_examples']:,}",
             f"{result['num_trained_parameters']:,}",
@@ -101,9 +104,9 @@ def test_different_notes_stand_beside_the_models_and_once_below(
     printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     assert re.search("^peptides, accuracy$", printed, re.MULTILINE)
     names = re.findall(r"^ *(\S.*?)  +(?:valid|test) ", printed, re.MULTILINE)
-    each = ["small (ranks nothing)", "small too (ranks nothing)", "long (see note)", "short (a mistake)", "plain"]
+    each = ["small (see note)", "small too (see note)", "long (see note)", "short (a mistake)", "plain"]
     assert names == each * 2
-    assert re.findall(r"^ *(\S.*): (?:only|trained) ", printed, re.MULTILINE) == ["small, small too", "long"]
+    assert re.findall(r"^ *(\S.*): (?:fine-tuned|trained) ", printed, re.MULTILINE) == ["small, small too", "long"]
     assert printed.count(other) == 1
     assert printed.count("a mistake") == 2
 

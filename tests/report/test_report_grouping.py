@@ -7,7 +7,8 @@ import pytest
 import report_sample as sample
 
 from megatron_plm.errors import UserError
-from megatron_plm.report.results import Score, group_by_task, overlap, read_result
+from megatron_plm.report.results import Score, group_by_task, read_result
+from megatron_plm.report.verdicts import compare
 
 
 def _read_all(parent: Path, *results: dict) -> list[Any]:
@@ -80,10 +81,17 @@ def test_data_given_as_files_are_named_by_them(tmp_path: Path) -> None:
         read_result(nowhere)
 
 
-def test_a_task_stays_in_front_while_one_of_its_results_has_no_note(tmp_path: Path) -> None:
-    noted = sample.result("a", note="x"), sample.result("b", note="x"), sample.result("c", note="x")
-    tasks = group_by_task(_read_all(tmp_path, *noted, sample.result("b", label="1h"), sample.result("d")))
-    assert [task.name for task in tasks] == ["b", "d", "a", "c"]
+def test_tasks_without_a_test_split_that_ranks_come_last(tmp_path: Path) -> None:
+    def splits(**sizes: int) -> dict:
+        return {name: sample.scores(size, accuracy=(0.5, 0.4, 0.6)) for name, size in sizes.items()}
+
+    results = [
+        sample.result("a", splits=splits(valid=300, test=29)),
+        sample.result("b", splits=splits(test=29, other=30)),
+        sample.result("c", splits=splits(valid=29)),
+        sample.result("d", note="x"),
+    ]
+    assert [task.name for task in group_by_task(_read_all(tmp_path, *results))] == ["b", "d", "a", "c"]
 
 
 def test_equal_labels_are_told_apart_by_seed(tmp_path: Path) -> None:
@@ -111,5 +119,5 @@ def test_the_same_directory_twice_is_an_error(tmp_path: Path) -> None:
 )
 def test_intervals_overlap_exactly_where_they_share_a_point(other: tuple[float, float], expected: bool) -> None:
     mine, theirs = Score(0.15, 0.1, 0.2), Score(0.5, *other)
-    assert overlap(mine, theirs) is expected
-    assert overlap(theirs, mine) is expected
+    assert (compare(mine, theirs, "accuracy") == "overlap") is expected
+    assert (compare(theirs, mine, "accuracy") == "overlap") is expected

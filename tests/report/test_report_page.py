@@ -46,7 +46,9 @@ def test_every_plot_has_a_text_for_readers_who_do_not_see_it(parsed: Page) -> No
     assert len(texts) == 9
     last = [record for record in sample.realistic_records() if record["kind"] == "valid"][-1]
     assert any(f"{last['perplexity']:.2f} at step 200" in text and "17.97" in text for text in texts)
-    assert any("one-hot on test 0.826 [0.793, 0.858]" in text for text in texts)
+    (peptides,) = [text for text in texts if "one-hot on test 0.826 [0.793, 0.858]" in text]
+    assert "ranks nothing" not in peptides
+    assert sum("test ranks nothing" in text for text in texts) == 2
 
 
 def test_every_validation_is_a_row_of_the_table(parsed: Page) -> None:

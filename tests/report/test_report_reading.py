@@ -42,6 +42,21 @@ def test_a_resume_drops_the_steps_of_the_continuation_that_was_given_up(tmp_path
     assert run.end is None
 
 
+def test_a_start_that_says_its_step_drops_all_that_lies_beyond(tmp_path: Path) -> None:
+    records = [sample.start(step=0), *[sample.train(step) for step in range(10, 200, 10)], sample.valid(150)]
+    records += [sample.start(step=100), sample.train(150, loss=2.0), sample.train(200, loss=2.0)]
+    run = read_run(sample.write_run(tmp_path / "run", records))
+    assert [record.step for record in run.train] == [*range(10, 101, 10), 150, 200]
+    assert run.valid == ()
+    assert run.num_repeated_steps == 9
+
+
+def test_a_new_run_in_the_folder_of_one_that_saved_nothing_begins_at_nothing(tmp_path: Path) -> None:
+    records = [sample.start(step=0), sample.train(10), sample.train(20), sample.valid(20), sample.start(step=0)]
+    run = read_run(sample.write_run(tmp_path / "run", records))
+    assert (run.train, run.valid, run.num_repeated_steps) == ((), (), 2)
+
+
 def test_the_end_of_an_earlier_start_is_not_the_end_of_the_run(tmp_path: Path) -> None:
     records = [sample.start(), sample.train(1), sample.end(1, "interrupted"), sample.start(), sample.train(2)]
     assert read_run(sample.write_run(tmp_path / "run", records)).end is None
@@ -168,6 +183,7 @@ def test_a_missing_results_json_is_an_error_that_names_it(tmp_path: Path) -> Non
 
 
 _BAD_SCORE = sample.scores(4, accuracy=(0.5, 0.6, 0.4))
+_TEXT_SCORE = sample.scores(4) | {"metrics": {"accuracy": {"value": "high", "low": 0.4, "high": 0.6}}}
 _NO_HIGH = sample.scores(4) | {"metrics": {"accuracy": {"value": 0.5, "low": 0.4}}}
 _NO_FILE = {key: value for key, value in sample.scores(4, accuracy=(0.5, 0.4, 0.6)).items() if key != "file"}
 
@@ -188,7 +204,7 @@ _NO_FILE = {key: value for key, value in sample.scores(4, accuracy=(0.5, 0.4, 0.
         ({"note": "\x1b[2J"}, "control characters"),
         ({"seed": "1"}, "key 'seed': expected a whole number, found \"1\""),
         ({"note": 3}, "key 'note': expected a text, found 3"),
-        ({"epochs": [{"epoch": 1}]}, "key 'epochs', entry 1: the key 'train_loss' is missing"),
+        ({"splits": {"test": _TEXT_SCORE}}, "key 'value': expected a number or null, found \"high\""),
     ],
 )
 def test_a_wrong_results_json_is_an_error_that_names_the_key(
@@ -207,8 +223,20 @@ def test_json_that_does_not_parse_is_an_error_with_its_line(tmp_path: Path) -> N
         read_result(tmp_path)
 
 
-@pytest.mark.parametrize("key", list(sample.result()))
-def test_every_key_of_a_result_is_required(tmp_path: Path, key: str) -> None:
+_UNUSED = ("num_parameters", "epochs")
+
+
+def test_what_the_report_does_not_show_may_be_missing(tmp_path: Path) -> None:
+    content = {key: value for key, value in sample.result().items() if key not in _UNUSED}
+    (directory,) = sample.write_results(tmp_path, [content])
+    assert read_result(directory).label == "pretrained"
+    record = sample.train(1)
+    del record["grad_norm"]
+    assert len(read_run(sample.write_run(tmp_path / "run", [sample.start(), record])).train) == 1
+
+
+@pytest.mark.parametrize("key", [key for key in sample.result() if key not in _UNUSED])
+def test_every_key_of_a_result_that_is_shown_is_required(tmp_path: Path, key: str) -> None:
     content = sample.result()
     del content[key]
     (tmp_path / "results.json").write_text(json.dumps(content), encoding="utf-8")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from finetune_sample import structure_record, write_csv, write_jsonl
 
-from megatron_plm.errors import run_command
+from megatron_plm.errors import RunFailed, run_command
 from tape_finetune import evaluate, train
 
 CSV = ["--sequence_column", "sequence", "--label_column", "label", "--kind", "classification"]
@@ -43,7 +43,8 @@ class Failing:
         return printed.err
 
     def tables(self, **splits: list[Any]) -> None:
-        for split, rows in {"train": ROWS, "valid": ROWS, "test": ROWS, **splits}.items():
+        own = {"train": ROWS, "valid": [*ROWS, ("ACDG", "a")], "test": [*ROWS, ("ACDH", "a")]}
+        for split, rows in (own | splits).items():
             write_csv(self.data / f"{split}.csv", ("sequence", "label"), rows)
 
     def structures(self, edit: Callable[[dict[str, Any]], object], split: str = "test") -> Path:
@@ -159,11 +160,6 @@ def test_damaged_files_are_named(failing):
             lambda r: r.update(tertiary=[[1.0, 2.0]] * 30),
             ["tertiary must hold three coordinates"],
         ),
-        (
-            "contact_prediction",
-            lambda r: r.update(valid_mask=[1] * 8 + [0] * 22),
-            ["3 pairs of known residues", "takes 6"],
-        ),
     ],
 )
 def test_bad_structure_records_are_named(failing, task, edit, words):
@@ -173,11 +169,9 @@ def test_bad_structure_records_are_named(failing, task, edit, words):
     assert all(word in message for word in words), message
 
 
-def test_a_training_protein_with_few_pairs_is_no_error_but_a_split_without_labels_is(failing):
-    failing.structures(lambda record: record.update(valid_mask=[0] * 30), split="train")
-    arguments = ["onehot", "contact_prediction", "--data_dir", failing.data, "--output_dir", failing.out]
-    assert train.main([str(a) for a in [*arguments, "--num_train_epochs", 1]]) == 0
-    shutil.rmtree(failing.out)
+def test_a_split_without_labels_is_named_and_so_is_the_crop_that_cut_them_off(failing):
+    failing.structures(dict.copy)
+    assert "within --max_length 6; take a larger one" in failing.train("--max_length", 6, task="contact_prediction")
     path = failing.data / "secondary_structure" / "secondary_structure_valid.jsonl"
     write_jsonl(path, [structure_record(np.random.default_rng(0), "v", 9) | {"valid_mask": [0] * 9}])
     assert "no protein of the split 'valid' has a label" in failing.train(task="secondary_structure")
@@ -196,8 +190,15 @@ def test_a_training_protein_with_few_pairs_is_no_error_but_a_split_without_label
         (["--lerning_rate", "1"], ["unknown flag --lerning_rate", "did you mean '--learning_rate'"]),
         (["--from_pretrained", "x"], ["--from_pretrained has no use with the base model onehot"]),
         (["--time_or_name", "a/b"], ["--time_or_name 'a/b'"]),
+        (["--exp_name", "a/b"], ["--exp_name", "without slashes"]),
+        (["--exp_name", "a", "--time_or_name", "b"], ["not allowed with"]),
+        (["--patience", "0"], ["--patience", "at least 1"]),
+        (["--num_workers", "8"], ["--num_workers: not supported here", "leave it out"]),
+        (["--log-dir=logs"], ["--log-dir: not supported here", "results.json"]),
+        (["--resume_from_checkpoint"], ["not supported here", "start it again"]),
+        (["--eval_freq", "2"], ["--eval_freq", "invalid choice: 2"]),
+        (["--save_freq", "5"], ["--save_freq", "'improvement'"]),
         (["--train_file", "x.csv"], ["--data_dir and --train_file", "exclude each other"]),
-        (["--learning_rate", "1e38", "--max_grad_norm", "0"], ["no longer a number", "lower --learning_rate"]),
     ],
 )
 def test_flags_that_cannot_work_are_named(failing, flags, words):
@@ -216,6 +217,22 @@ def test_flags_of_another_task_and_missing_ones_are_named(failing):
     assert "needs --from_pretrained" in failing.train(task="secondary_structure", base_model="random")
     message = failing.train("--from_pretrained", failing.data, task="secondary_structure", base_model="transformer")
     assert str(failing.data) in message
+
+
+def test_two_splits_of_one_content_are_no_splits(failing):
+    failing.tables(test=ROWS)
+    assert f"(the split 'test') holds the same as {failing.data / 'train.csv'} ('train')" in failing.train(*CSV)
+
+
+@pytest.mark.parametrize("flags", [["--learning_rate", 1e38, "--max_grad_norm", 0], ["--learning_rate", 1e30]])
+def test_a_training_that_diverges_fails_and_leaves_nothing(failing, flags, capsys):
+    failing.tables()
+    arguments = ["onehot", "csv", "--data_dir", failing.data, *CSV, "--output_dir", failing.out, *flags]
+    assert run_command(train.main, [str(argument) for argument in arguments]) == RunFailed.exit_code == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "lower --learning_rate" in message
+    assert not failing.out.exists()
 
 
 @pytest.fixture(scope="module")
@@ -238,11 +255,18 @@ def test_eval_refuses_what_does_not_fit_the_run(failing, saved_run, tmp_path):
     assert "run.json: cannot be read" in failing.evaluate("transformer", "csv", tmp_path)
 
 
-def test_eval_refuses_another_file_under_a_name_that_has_scores(failing, saved_run):
+def test_eval_refuses_another_file_under_a_name_that_has_scores(failing, saved_run, peptide_dir):
     before = (saved_run / "results.json").read_bytes()
     write_csv(failing.data / "test.csv", ("sequence", "label"), [("ACDE", "amp"), ("ACDF", "other")])
     message = failing.evaluate("transformer", "csv", saved_run, "--data_dir", failing.data)
     assert "holds scores of another file as split 'test'" in message
+    shutil.copyfile(peptide_dir / "test.csv", failing.data / "fresh.csv")
+    message = failing.evaluate("transformer", "csv", saved_run, "--data_dir", failing.data, "--split", "fresh")
+    assert "its file is that of the split 'test'" in message
+    shutil.copyfile(peptide_dir / "train.csv", failing.data / "fresh.csv")
+    message = failing.evaluate("transformer", "csv", saved_run, "--data_dir", failing.data, "--split", "fresh")
+    assert "(the split 'fresh') holds the same as" in message
+    assert "--output_dir: not supported here" in failing.evaluate("transformer", "csv", saved_run, "--output_dir", "x")
     assert (saved_run / "results.json").read_bytes() == before
 
 

@@ -67,3 +67,6 @@ def test_length_batches_hold_every_protein_once_shortest_first_within_the_limit(
     assert [length for batch in sizes for length in batch] == sorted(lengths)
     assert all(sum(batch) <= 500 or len(batch) == 1 for batch in sizes)
     assert max(len(batch) for batch in batches) > 5
+    few = list(length_batches(lengths, 500, 3))
+    assert sorted(np.concatenate(few).tolist()) == list(range(101))
+    assert max(len(batch) for batch in few) == 3

@@ -1,11 +1,16 @@
 """tape_train and tape_eval from data and checkpoint to scores."""
 
+import csv
+import gzip
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from finetune_sample import write_csv, write_jsonl
 
 from megatron_plm.report.results import read_result
 from tape_finetune import evaluate, train
@@ -123,7 +128,92 @@ def test_crops_are_counted_in_the_results(structure_dir, tmp_path):
     flags = ["--data_dir", structure_dir, *FEW, "--max_length", "40"]
     _, results = _train(tmp_path, "onehot", "contact_prediction", *flags)
     assert results["splits"]["test"]["cropped"] > 0
-    assert results["note"] == "only 5 proteins in a scored split, which shows that the path works and ranks nothing"
+    assert results["note"] is None  # what a split of few proteins can rank, the report says
+
+
+def test_proteins_without_pairs_are_counted_and_left_out_and_the_results_are_json(structure_dir, tmp_path, capsys):
+    """One protein of `test` has no known residue, another one three pairs where L/5 would take more."""
+    data = tmp_path / "data" / "proteinnet"
+    shutil.copytree(structure_dir / "proteinnet", data)
+    path = data / "proteinnet_test.jsonl.gz"
+    records = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    lengths = [len(record["primary"]) for record in records]
+    records[0]["valid_mask"] = [0] * lengths[0]
+    records[1]["valid_mask"] = [1] * 8 + [0] * (lengths[1] - 8)
+    write_jsonl(path, records)
+    # No two residues of a protein of 24 are 24 apart, so the long range is undefined for the whole split.
+    flags = ["--data_dir", tmp_path / "data", *FEW, "--max_length", "24"]
+    directory, results = _train(tmp_path, "onehot", "contact_prediction", *flags)
+    assert results["splits"]["test"]["num_undefined"] == 1
+    assert results["splits"]["valid"]["num_undefined"] == 0
+    scores = results["splits"]["test"]["metrics"]
+    assert 0 <= scores["precision_at_l5"]["value"] <= 1
+    assert scores["precision_at_l5_long"] == {"value": None, "low": None, "high": None}
+    printed = capsys.readouterr().out
+    assert printed.count("1 without a label") == 1
+    strict = {"parse_constant": lambda name: pytest.fail(f"{name} is no JSON")}
+    json.loads((directory / "results.json").read_text(), **strict)
+    evaluate.main(["onehot", "contact_prediction", str(directory), "--metrics", "precision_at_l5_long"])
+    assert "nan" in capsys.readouterr().out
+    assert json.loads((directory / "results.json").read_text(), **strict) == results
+
+
+def test_sequences_that_stand_in_train_are_told_and_recorded(peptide_dir, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(peptide_dir, data)
+    with (peptide_dir / "train.csv").open(newline="") as file:
+        known = list(csv.DictReader(file))
+    rows = [("x", row["sequence"].lower(), row["label"], 0) for row in known[:3]]
+    for split in ("test", "more"):
+        new = [(split, "ACDEFWWWWWWWWHH", "amp", 0)] * 2
+        write_csv(data / f"{split}.csv", ("id", "sequence", "label", "charge"), [*rows, *new])
+    directory, results = _train(tmp_path, "onehot", "csv", "--data_dir", data, *CSV, *FEW)
+    assert {name: split["num_in_train"] for name, split in results["splits"].items()} == {"valid": 0, "test": 3}
+    assert "test 5 (3 also in train)" in capsys.readouterr().out
+    arguments = ["onehot", "csv", str(directory), "--split"]
+    for split, count in (("more", 3), ("train", 200)):
+        evaluate.main([*arguments, split])
+        after = json.loads((directory / "results.json").read_text())["splits"]
+        assert after[split]["num_in_train"] == count
+    (data / "train.csv").rename(tmp_path / "elsewhere")
+    write_csv(data / "last.csv", ("id", "sequence", "label"), [("x", "ACDFF", "amp"), ("y", "ACDFH", "other")])
+    capsys.readouterr()
+    evaluate.main([*arguments, "last"])
+    assert "the training data is no longer where it was" in capsys.readouterr().out
+    assert json.loads((directory / "results.json").read_text())["splits"]["last"]["num_in_train"] is None
+    evaluate.main([*arguments, "test"])
+    assert json.loads((directory / "results.json").read_text())["splits"]["test"]["num_in_train"] == 3
+
+
+def test_flags_of_a_tape_command_that_mean_something_here(checkpoint, peptide_dir, tmp_path, capsys):
+    flags = ["--data_dir", peptide_dir, *CSV, "--from_pretrained", checkpoint, "--output_dir", tmp_path, *FEW]
+    flags += ["--patience", -1, "--no_cuda", "--eval_freq", 1, "--save_freq", "improvement", "--exp_name", "mine"]
+    assert train.main([str(flag) for flag in ["transformer", "csv", *flags]]) == 0
+    before = json.loads((tmp_path / "mine" / "results.json").read_text())
+    assert len(before["epochs"]) == 2
+    capsys.readouterr()
+    assert evaluate.main(["transformer", "csv", str(tmp_path / "mine"), "--batch_size", "7", "--no_cuda"]) == 0
+    report = f"next: python tools/report.py --pretraining RUN_DIR --results {tmp_path / 'mine'} --output report.html"
+    assert report in capsys.readouterr().out
+    after = json.loads((tmp_path / "mine" / "results.json").read_text())
+    one, other = (results["splits"]["test"]["metrics"]["accuracy"]["value"] for results in (before, after))
+    assert one == pytest.approx(other, abs=0.02)
+
+
+def test_a_reader_that_leaves_takes_no_model_with_it(peptide_dir, tmp_path):
+    arguments = ["onehot", "csv", "--data_dir", peptide_dir, *CSV, *FEW, "--output_dir", tmp_path, "--exp_name", "a"]
+    code = "from tape_finetune.train import main; import sys; sys.exit(main(sys.argv[1:]))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(writer)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "a" / "model.safetensors").is_file()
 
 
 def test_explicit_files_and_hyphens_and_the_other_primary_metric(peptide_dir, tmp_path):

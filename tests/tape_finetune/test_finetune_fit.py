@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megatron_plm.data.loader import IGNORED_LABEL
+from megatron_plm.errors import RunFailed
 from megatron_plm.training.optimizer import build_optimizer
 from tape_finetune.data import Example
 from tape_finetune.fit import Epoch, FitOptions, calibrate, fit, is_better, train_step
@@ -147,6 +148,29 @@ def test_a_batch_without_labels_changes_no_weight(checkpoint):
     optimizer = build_optimizer(model, lr=1.0, weight_decay=0.1)
     assert train_step(model, task, Source(model, [nothing]), [[0]], optimizer, 1.0) == (0.0, 0, 0.0)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_step_without_a_finite_loss_or_gradient_ends_the_training(checkpoint, peptide_dir, monkeypatch):
+    task = _task(peptide_dir)
+    for result in ((math.nan, 4, 1.0), (1.0, 4, math.inf)):
+        model = _model(checkpoint, task)
+        train, valid = (_source(model, task, peptide_dir, split) for split in ("train", "valid"))
+        results = iter([(1.0, 4, 1.0), result])
+        monkeypatch.setattr("tape_finetune.fit.train_step", lambda *_, results=results: next(results))
+        with pytest.raises(RunFailed, match="epoch 1, step 2: training diverged"):
+            fit(model, task, train, valid, "accuracy", OPTIONS, lambda _: pytest.fail("scored"))
+
+
+def test_weights_and_outputs_that_are_not_finite_are_not_scored(checkpoint, peptide_dir, monkeypatch):
+    task = _task(peptide_dir)
+    model = _model(checkpoint, task)
+    train, valid = (_source(model, task, peptide_dir, split) for split in ("train", "valid"))
+    model.head.output.bias.data[0] = math.inf
+    with pytest.raises(RunFailed, match="scoring: the model's outputs are not numbers"):
+        observe(valid, task, description="scoring")
+    monkeypatch.setattr("tape_finetune.fit.train_step", lambda *_: (1.0, 4, 1.0))
+    with pytest.raises(RunFailed, match="epoch 1: training diverged, with weights"):
+        fit(model, task, train, valid, "accuracy", OPTIONS, lambda _: None)
 
 
 def test_random_base_model_has_the_checkpoints_shape_and_the_seeds_weights(checkpoint):

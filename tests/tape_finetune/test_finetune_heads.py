@@ -93,6 +93,12 @@ def test_gradients_are_those_of_finite_differences(head):
     assert torch.autograd.gradcheck(run, (_features().requires_grad_(), *parameters))
 
 
+@pytest.mark.parametrize("head", [ContactHead, LinearContactHead])
+def test_contact_heads_have_one_output(head):
+    with pytest.raises(AssertionError, match="one logit"):
+        head(6, 2)
+
+
 def test_mean_over_residues_is_each_proteins_own_and_has_its_gradient():
     features = _features().requires_grad_()
     expected = torch.stack([x_LD.mean(0) for x_LD in features.split(LENGTHS)])

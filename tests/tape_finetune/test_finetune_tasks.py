@@ -79,6 +79,9 @@ def test_contact_precision_is_the_brute_force_count_in_every_range(tmp_path):
     task, records = ContactPrediction(), _records(7)
     records.append(structure_record(np.random.default_rng(9), "short", 11))  # no medium or long range at all
     records[-1]["valid_mask"] = [1] * 11
+    records += [structure_record(np.random.default_rng(seed), "few", 30) for seed in (10, 11)]
+    records[-2]["valid_mask"] = [1] * 8 + [0] * 22  # three pairs, where L/5 would take six
+    records[-1]["valid_mask"] = [0] * 30
     examples = _read(task, tmp_path, records)
     rng = np.random.default_rng(1)
     maps = [rng.normal(size=(len(r["primary"]),) * 2) for r in records]
@@ -89,6 +92,7 @@ def test_contact_precision_is_the_brute_force_count_in_every_range(tmp_path):
     for suffix, (low, high) in ranges.items():
         for name, share in {"l5": 5, "l2": 2, "l": 1}.items():
             found = [_contact_precision(r, m, share, low, high) for r, m in zip(records, maps, strict=True)]
+            assert math.isnan(found[-1])
             assert values[f"precision_at_{name}{suffix}"] == pytest.approx(np.nanmean(found)), (name, suffix)
     assert any(0 < value < 1 for value in values.values())
 

@@ -180,14 +180,32 @@ def test_bad_flags_are_one_sentence(tmp_path, capsys, flags, reason):
 def test_an_output_directory_that_cannot_be_made_is_one_sentence(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run_command(main, ["--input", str(FILES), "--output-dir", str(tmp_path / "file" / "out"), *SHARES]) == 2
-    assert "--output-dir" in capsys.readouterr().err
+    assert f"error: {tmp_path / 'file' / 'out'}" in capsys.readouterr().err
+
+
+def test_an_earlier_run_is_replaced_as_a_whole_and_only_on_request(tmp_path, capsys):
+    arguments = ["--input", str(FILES), "--output-dir", str(tmp_path)]
+    main([*arguments, *SHARES])
+    (tmp_path / "proteinnet" / "proteinnet_old.jsonl").write_text("")
+    (tmp_path / "proteinnet" / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert run_command(main, [*arguments, "--splits", "train=1"]) == 2
+    assert "proteinnet_old" not in (error := capsys.readouterr().err)
+    assert "secondary_structure_test.jsonl.gz exists already" in error
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+    main([*arguments, "--splits", "train=1", "--force", "--task", "contact_prediction"])
+    names = {path.name for path in (tmp_path / "proteinnet").iterdir()}
+    assert names == {"proteinnet_train.jsonl.gz", "notes.txt"}
+    assert len(records(tmp_path / "proteinnet" / "proteinnet_train.jsonl.gz")) == 5
+    assert len(list((tmp_path / "secondary_structure").iterdir())) == 3, "the other task's files are not touched"
 
 
 def test_a_failure_while_writing_leaves_no_file(tmp_path, monkeypatch):
     def fail(_: int) -> None:
         raise OSError(28, "No space left on device", "the disk")
 
-    monkeypatch.setattr("tape_finetune.structures_to_tape.os.fsync", fail)
+    monkeypatch.setattr("megatron_plm.files.os.fsync", fail)
     with pytest.raises(UserError, match="No space left"):
         main(["--input", str(FILES), "--output-dir", str(tmp_path), *SHARES])
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

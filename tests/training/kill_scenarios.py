@@ -4,6 +4,7 @@ A program of its own, so that it can fork: one import of torch then serves a hun
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -11,7 +12,6 @@ import random
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from megatron_plm.training.state import Run, build_run, open_datasets
 
 # What Python reports before it touches the file system.
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink"}
+FIRST_SAVED, FOURTH_SAVED = 40, 100  # accesses from the start of a run until so many checkpoints are there
 
 
 def forked(work: Callable[[], object]) -> int:
@@ -49,12 +50,16 @@ def was_killed(child: int) -> bool:
 
 
 def dying_at(number: int, folder: Path, work: Callable[[], object]) -> None:
-    """Call `work`, and kill this process just before its access `number` to the file system below `folder`."""
+    """Call `work`, and kill this process just before its access `number` to the file system below `folder`.
+
+    TensorBoard's do not count: a thread of its own makes them, a few more or less by the clock.
+    """
     seen = itertools.count(1)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        touched = event in EVENTS and any(str(folder) in str(argument) for argument in arguments[:2])
-        if touched and next(seen) == number:
+        paths = [str(argument) for argument in arguments[:2]]
+        touched = event in EVENTS and any(str(folder) in path for path in paths)
+        if touched and not any("tensorboard" in path for path in paths) and next(seen) == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
@@ -118,18 +123,19 @@ def targeted(flags: list[str], folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def at_random(flags: list[str], folder: Path, trials: int) -> list[dict[str, Any]]:
-    """Kill a run that saves at every step, let it go on, kill it again; at last let it finish."""
+    """Kill a run that saves at every step, let it go on, kill it again; at last let it finish.
+
+    The kills come at accesses that a generator with a seed draws, from the start of a run to about its fourth save;
+    the first kill leaves a checkpoint to go on with.
+    """
     directory, found = folder / "random", []
-    random.seed(1)
+    draw = random.Random(1)
     flags = [*flags, "--save-interval=1", f"--save={directory}"]
     for trial in range(trials + 1):
         load = [f"--load={directory}"] if trial else []
-        child = forked(lambda load=load: pretrain(*flags, *load))
-        if trial < trials:
-            wait_for_steps(directory, 2 * (trial + 1))
-            time.sleep(random.uniform(0, 0.15))
-            os.kill(child, signal.SIGKILL)
-        killed = was_killed(child)
+        number = draw.randint(1 if trial else FIRST_SAVED, FOURTH_SAVED) if trial < trials else sys.maxsize
+        work = functools.partial(pretrain, *flags, *load)
+        killed = was_killed(forked(functools.partial(dying_at, number, directory, work)))
         latest = find_checkpoint(directory)
         saved = read_description(latest)[1]
         logged = max(record["step"] for record in records(directory, "train"))
@@ -139,18 +145,8 @@ def at_random(flags: list[str], folder: Path, trials: int) -> list[dict[str, Any
     return found
 
 
-def wait_for_steps(directory: Path, step: int) -> None:
-    """Wait until a checkpoint of at least `step` is there."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if any(int(path.name[5:]) >= step for path in directory.glob("checkpoints/step_*")):
-            return
-        time.sleep(0.005)
-    raise TimeoutError(f"no checkpoint of step {step}")
-
-
 if __name__ == "__main__":
     place, *given = sys.argv[1:]
     torch.set_num_threads(1)
-    result = {**targeted(given, Path(place)), "random": at_random(given, Path(place), trials=7)}
+    result = {**targeted(given, Path(place)), "random": at_random(given, Path(place), trials=9)}
     (Path(place) / "found.json").write_text(json.dumps(result))

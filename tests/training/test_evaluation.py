@@ -10,6 +10,7 @@ from sample_proteins import write_dataset
 from megatron_plm.config.load import load_config
 from megatron_plm.data.loader import Loader
 from megatron_plm.data.packing import Cursor
+from megatron_plm.errors import UserError
 from megatron_plm.parallel.mesh import World
 from megatron_plm.tokenizers import get_tokenizer
 from megatron_plm.training.loop import evaluate
@@ -105,10 +106,19 @@ def test_eval_iters_limits_the_batches(pair_data):
     assert few["num_labels"] < all_of_it["num_labels"]
 
 
-def test_a_set_without_a_letter_to_predict_is_no_crash(pair_data, tmp_path):
-    """Proteins of unknown letters only have no labels."""
-    unknown = [np.full(30, TOKENIZER.unk_id, dtype=np.uint8)] * 3
-    run = build(pair_data.flags, f"--valid-data-path={write_dataset(tmp_path / 'unknown', unknown)}")
+def test_a_set_without_a_letter_to_predict_is_refused_by_name(pair_data, tmp_path):
+    """Proteins of unknown letters only have no labels, and a perplexity over none would look perfect."""
+    unknown = write_dataset(tmp_path / "unknown", [np.full(30, TOKENIZER.unk_id, dtype=np.uint8)] * 3)
+    with pytest.raises(UserError, match=f"--valid-data-path {unknown}: no letter of it was hidden"):
+        evaluate(build(pair_data.flags, f"--valid-data-path={unknown}"))
+
+
+def test_a_loss_beyond_any_perplexity_is_no_crash(pair_data):
+    """As of a learning rate ten thousand times too high, which is caught a little later."""
+    run = build(pair_data.flags)
+    with torch.no_grad():
+        run.model.head.norm.weight.fill_(1e6)
+        run.model.encoder.embedding.tokens.weight.mul_(1e3)
     found = evaluate(run)
-    assert found["num_labels"] == 0
-    assert all(math.isfinite(value) for value in found.values())
+    assert found["loss"] > 1000
+    assert math.isfinite(found["perplexity"])

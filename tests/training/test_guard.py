@@ -6,17 +6,15 @@ import shlex
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from pretraining_runs import checkpoint, column, pretrain, read_tensors, records, same_bits
+from processes import environment
 
 from megatron_plm.errors import UserError
 from megatron_plm.training import loop
 from megatron_plm.training.guard import check_finite
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -71,7 +69,7 @@ time.monotonic = lambda: clock() + {apart}
 signal.raise_signal(signal.SIGUSR1)
 assert stop.requested
 """
-    return subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, timeout=60, check=False).returncode
+    return subprocess.run([sys.executable, "-c", code], env=environment(), timeout=60, check=False).returncode
 
 
 def test_the_same_signal_by_two_ways_stops_once_and_an_impatient_one_at_once():

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from pretraining_runs import LAUNCHER, checkpoint, column, launcher_environment, records
+from processes import wait_for
 
 ENDLESS = ["--train-iters=1000000", "--eval-interval=1000000", "--save-interval=1000000"]
 
@@ -29,13 +30,15 @@ def start(num_processes: int, *argv: object) -> subprocess.Popen:
 
 
 def wait_for_steps(process: subprocess.Popen, run, number: int) -> None:
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        metrics = run / "metrics.jsonl"
-        if metrics.exists() and metrics.read_text().count('"kind": "train"') >= number:
-            return
-        time.sleep(0.02)
-    pytest.fail(f"no {number} steps: {finish(process)}")
+    metrics = run / "metrics.jsonl"
+    try:
+        wait_for(
+            lambda: metrics.exists() and metrics.read_text().count('"kind": "train"') >= number,
+            f"{number} steps", process=process, seconds=120,
+        )  # fmt: skip
+    except AssertionError as error:
+        os.killpg(process.pid, signal.SIGTERM)
+        pytest.fail(f"{error}: {finish(process)}")
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,7 @@ def wait_for_steps(process: subprocess.Popen, run, number: int) -> None:
         (2, signal.SIGTERM, False),
         (2, signal.SIGUSR1, False),
         (2, signal.SIGINT, True),  # Ctrl-C in a terminal goes to every process
+        (2, signal.SIGHUP, False),  # the terminal is gone
     ],
 )
 def test_a_signal_saves_and_exits_with_75(num_processes, number, to_all, pair_data, tmp_path):
@@ -59,7 +63,8 @@ def test_a_signal_saves_and_exits_with_75(num_processes, number, to_all, pair_da
     assert (run / "status").read_text() == "interrupted\n"
     step = records(run, "end")[0]["step"]
     assert checkpoint(run).resolve() == checkpoint(run, step)
-    assert f"saved at step {step}\nnext: launch/pretrain.sh --config {run / 'config.toml'} --load {run}\n" in output
+    launcher = f"NPROC_PER_NODE={num_processes} launch/pretrain.sh" if num_processes > 1 else "launch/pretrain.sh"
+    assert f"saved at step {step}\nnext: {launcher} --config {run / 'config.toml'} --load {run}\n" in output
     assert records(run, "start")[0]["world_size"] == num_processes
 
 
@@ -90,7 +95,7 @@ def test_a_fault_of_one_process_alone_ends_them_all(pair_data, tmp_path):
     started = time.monotonic()
     process = start(2, *pair_data.flags, *ENDLESS, f"--save={tmp_path / 'run'}")
     _, errors = finish(process)
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert errors.count(f"error: {tmp_path / 'run'}") == 1
     assert time.monotonic() - started < 100, "torchrun's own patience is longer"
 

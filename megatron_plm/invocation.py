@@ -1,0 +1,49 @@
+"""How this program was started: commands that it prints or records can be typed as they stand."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# verb of `megatron-plm VERB`: the file of a checkout that opens the same function
+_FILES = {
+    "preprocess-data": "tools/preprocess_data.py",
+    "convert-checkpoint": "tools/convert_checkpoint.py",
+    "structures-to-tape": "tools/structures_to_tape.py",
+    "benchmark": "tools/benchmark.py",
+    "report": "tools/report.py",
+    "tape-train": "tape_finetune/tape_train.py",
+    "tape-eval": "tape_finetune/tape_eval.py",
+}
+_LAUNCHER = "launch/pretrain.sh"
+_PRETRAIN_MODULE = "megatron_plm.training.pretrain"
+EXIT_CODE_FILE = "MEGATRON_PLM_EXIT_CODE_FILE"  # set by launch/pretrain.sh around torchrun
+
+
+def command_line(verb: str, argv: Sequence[object]) -> str:
+    """The shell command that runs `verb` with `argv` by the door this program came through.
+
+    From a checkout that is the verb's file, relative to its root; installed by pip, or started as `megatron-plm`, it
+    is `megatron-plm VERB`. For `pretrain` it also says how many processes there are.
+    """
+    words = [str(word) for word in argv]
+    if verb == "pretrain":
+        return " ".join([_pretrain_program(), *map(shlex.quote, words)])
+    program = ["python", _FILES[verb]] if _from_checkout() else ["megatron-plm", verb]
+    return shlex.join([*program, *words])
+
+
+def _pretrain_program() -> str:
+    processes, nodes = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
+    if processes * nodes == 1:
+        return _LAUNCHER if _from_checkout() else "megatron-plm pretrain"
+    if EXIT_CODE_FILE in os.environ:
+        return (f"NNODES={nodes} " if nodes > 1 else "") + f"NPROC_PER_NODE={processes} {_LAUNCHER}"
+    program = _LAUNCHER if _from_checkout() else f"-m {_PRETRAIN_MODULE}"
+    return "torchrun " + (f"--nnodes {nodes} " if nodes > 1 else "") + f"--nproc-per-node {processes} {program}"
+
+
+def _from_checkout() -> bool:
+    started_as_verb = Path(sys.argv[0]).name.startswith("megatron-plm")
+    return not started_as_verb and (Path(__file__).resolve().parents[1] / _LAUNCHER).is_file()

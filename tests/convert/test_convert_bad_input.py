@@ -1,0 +1,135 @@
+"""What tools/convert_checkpoint.py says of inputs that are wrong or damaged: one sentence, and no output."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from convert_sample import convert, random_weights, written
+from safetensors.torch import load_file, save_file
+from test_native import Payload
+
+from megatron_plm.convert.huggingface import write_huggingface
+from megatron_plm.convert.pretrained import FORMATS, load_pretrained
+from megatron_plm.convert.tape import write_proteinlm_tape
+from megatron_plm.errors import UserError
+
+
+def edit_config(directory: Path, **fields: object) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def edit_tensors(directory: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def pickled(directory: Path, content: object) -> None:
+    (directory / "model.safetensors").unlink()
+    torch.save(content, directory / "pytorch_model.bin")
+
+
+QUERY = "esm.encoder.layer.1.attention.self.query.weight"
+
+
+# what is wrong with the input, and what the one sentence must say; each changes a converted directory
+BAD_HUGGINGFACE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a missing key": (lambda d: edit_tensors(d, lambda t: t.pop(QUERY)), f"1 tensor is missing ({QUERY})"),
+    "an unknown key": (
+        lambda d: edit_tensors(d, lambda t: t.update({"classifier.weight": torch.ones(2)})),
+        "1 tensor is unknown (classifier.weight)",
+    ),
+    "a wrong shape": (
+        lambda d: edit_tensors(d, lambda t: t.update({QUERY: torch.ones(24, 30)})),
+        f"{QUERY} has shape [24, 30], but the configuration beside it describes [24, 24]",
+    ),
+    "a type that is no weight": (
+        lambda d: edit_tensors(d, lambda t: t.update({QUERY: torch.ones(24, 24, dtype=torch.int64)})),
+        f"{QUERY} has type torch.int64",
+    ),
+    "a shortened file": (lambda d: cut(d / "model.safetensors", 5000), "model.safetensors: cannot be read"),
+    "an empty file": (lambda d: cut(d / "model.safetensors", 0), "model.safetensors: cannot be read"),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), "no weights; expected model.safetensors"),
+    "no configuration": (lambda d: (d / "config.json").unlink(), "holds no checkpoint"),
+    "a configuration that is no JSON": (lambda d: cut(d / "config.json", 40), "config.json: not valid JSON"),
+    "a configuration that is a list": (lambda d: (d / "config.json").write_text("[]"), "expected a JSON object"),
+    "another architecture": (lambda d: edit_config(d, model_type="bert"), "the model_type is 'bert'"),
+    "stock TAPE's configuration": (
+        lambda d: edit_config(d, model_type=None),
+        "as those of stock TAPE and of ProteinLM",
+    ),
+    "another vocabulary": (lambda d: (d / "vocab.txt").write_text("A\nC\n"), "2 tokens for a vocab_size of 33"),
+    "a pickle of other things": (lambda d: pickled(d, {"weights": [1, 2]}), "expected tensors by name"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_HUGGINGFACE)
+def test_bad_input_is_one_sentence_exit_2_and_no_output(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil, sentence = BAD_HUGGINGFACE[case]
+    source = tmp_path / "source"
+    source.mkdir()
+    write_huggingface(random_weights(), source, "float32")
+    spoil(source)
+    assert convert("huggingface", "native", source, tmp_path / "out") == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert sentence in printed.err
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_code_in_a_pickle_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    marker = tmp_path / "it ran"
+    payload = {"mlm.bias": torch.zeros(30), "x": Payload(marker)}
+    for number, save in enumerate((torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, 2)))):
+        source = tmp_path / f"source{number}"
+        source.mkdir()
+        write_proteinlm_tape(random_weights(), source, "float32")
+        save(payload, source / "pytorch_model.bin")
+        assert convert("proteinlm-tape", "native", source, tmp_path / "out") == 2
+        assert "would run code (nothing of it was run)" in capsys.readouterr().err
+        assert not marker.exists()
+        assert not (tmp_path / "out").exists()
+    pickle.loads(pickle.dumps(payload))
+    assert marker.exists()  # a careless reader would have run it
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_pytorch_file_cut_short_anywhere_is_a_sentence(zipped: bool, tmp_path: Path) -> None:
+    source = written(random_weights(), "proteinlm-tape", tmp_path / "tape")
+    path = source / "pytorch_model.bin"
+    torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    # the head of a legacy file is small pickles, where every byte counts
+    for size in [*range(0, 400), *range(400, len(whole), len(whole) // 40)]:
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"pytorch_model\.bin: (damaged|cannot be read)") as caught:
+            load_pretrained(source)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", FORMATS)
+def test_a_wrong_from_is_told_the_right_one(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(random_weights(), source, tmp_path / "in")
+    for wrong in set(FORMATS) - {source}:
+        assert convert(wrong, "native", path, tmp_path / "out") == 2
+        assert f"holds a {source} checkpoint, not {wrong}; give --from {source}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_that_is_nothing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    for name, sentence in (("file", "is a file"), ("absent", "does not exist"), ("empty", "holds no checkpoint")):
+        assert convert("native", "huggingface", tmp_path / name, tmp_path / "out") == 2
+        assert sentence in capsys.readouterr().err
