@@ -1,6 +1,7 @@
 """The command `preprocess_data` on bad input, when interrupted, and when run twice at once."""
 
 import errno
+import functools
 import gzip
 import os
 import signal
@@ -132,7 +133,9 @@ def wait_for_work(folder: Path, process: subprocess.Popen) -> None:
 def test_an_interrupted_run_leaves_no_dataset_and_the_next_one_cleans_up(folder: Path, number: int) -> None:
     os.mkfifo(folder / "pipe")
     arguments = command("--input", folder / "pipe", "--output-prefix", folder / "out" / "p")
-    process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE, text=True)
+    # Where the tests themselves run in the background of a shell, children begin with SIGINT ignored.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     with process, open_pipe(folder / "pipe", process) as pipe:
         pipe.write(TEXT)
         pipe.flush()
