@@ -18,6 +18,8 @@ py::array_t<Value> to_numpy(const Value* begin, std::size_t size) {
 }
 
 void bind_fasta(py::module_& module);
+void bind_hashing(py::module_& module);
+void bind_lines(py::module_& module);
 void bind_rows(py::module_& module);
 
 }  // namespace megatron_plm

@@ -5,5 +5,7 @@
 PYBIND11_MODULE(_native, module) {
     module.doc() = "The data path's inner loops.";
     megatron_plm::bind_fasta(module);
+    megatron_plm::bind_hashing(module);
+    megatron_plm::bind_lines(module);
     megatron_plm::bind_rows(module);
 }
