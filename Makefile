@@ -1,7 +1,8 @@
 # make demo     from the example proteins to a pretrained, exported, evaluated model and its report
 # make test     the whole test suite
 # make lint     formatting, style and types
-# make bench    training speed against transformers on this machine
+# make bench    training speed against transformers, and data against megatron-core, on this machine
+# make fuzz     random input for the C++ data code and the index reader, under sanitizers, for minutes
 # make install  the package into the Python that PYTHON names, beside the torch that is there (containers, clusters)
 # make clean    remove the virtual environment and what the demo made
 PYTHON ?= python3
@@ -11,7 +12,7 @@ PY := $(VENV)/bin/python
 EXAMPLES := examples/data
 DEMO := demo
 
-.PHONY: demo test lint bench install clean
+.PHONY: demo test lint bench fuzz install clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/.evaluated
@@ -27,6 +28,10 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test $(DEMO)/data/train.json
 	$(PY) tools/benchmark.py train --data-path $(DEMO)/data/train --preset esm2-8m --check
+	$(PY) tools/benchmark.py data --input $(EXAMPLES)/pretrain_train.fasta.gz --check
+
+fuzz: $(VENV)/.test
+	$(PY) tests/fuzz/fuzz.py --seconds 300 --keep build/fuzz
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info megatron_plm/data/_native*.so

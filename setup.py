@@ -3,6 +3,8 @@
 The CUDA kernels are never built here: a CPU-only torch cannot load them (see docs/architecture.md).
 """
 
+from glob import glob
+
 from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import setup
 
@@ -10,9 +12,9 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "megatron_plm.data._native",
-            sources=["csrc/data/module.cpp", "csrc/data/fasta_block.cpp", "csrc/data/fasta_stream.cpp"],
+            sources=sorted(glob("csrc/data/*.cpp")),
             include_dirs=["csrc/data"],
-            depends=["csrc/data/fasta_block.h", "csrc/data/fasta_stream.h"],
+            depends=sorted(glob("csrc/data/*.h")),
             cxx_std=17,
             extra_compile_args=["-O3", "-Wall", "-Wextra"],
         )

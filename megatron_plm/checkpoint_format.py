@@ -18,7 +18,7 @@ from megatron_plm.config.options import Config
 from megatron_plm.errors import UserError
 from megatron_plm.tokenizers import Tokenizer, get_tokenizer
 
-FORMAT, VERSION = "megatron-plm-checkpoint", 1
+FORMAT, VERSION = "megatron-plm-checkpoint", 2
 CONFIG_FILE, STATE_FILE, DCP_METADATA = "config.toml", "state.json", ".metadata"
 CHECKPOINTS, LATEST = "checkpoints", "latest"
 
@@ -31,7 +31,7 @@ class CheckpointState:
     tokenizer_sha256: str
     step: int = 0
     consumed_tokens: int = 0
-    cursor: dict[str, int] = field(default_factory=dict)
+    cursor: dict[str, Any] = field(default_factory=dict)
     data_sha256: str | None = None  # of the training dataset, which gives the cursor its meaning
     has_optimizer: bool = False
 

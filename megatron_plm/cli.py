@@ -9,7 +9,9 @@ from megatron_plm.errors import UserError, run_command, suggestion
 
 # verb: (module with `main(argv)`, one line of help)
 VERBS = {
-    "preprocess-data": ("megatron_plm.data.preprocess", "FASTA to an indexed dataset"),
+    "preprocess-data": ("megatron_plm.data.preprocess", "sequence files to an indexed dataset"),
+    "inspect-data": ("megatron_plm.data.inspect.command", "what a dataset holds, and whether it is whole"),
+    "merge-datasets": ("megatron_plm.data.merge", "several datasets to one"),
     "pretrain": ("megatron_plm.training.pretrain", "train a protein language model"),
     "convert-checkpoint": ("megatron_plm.convert.command", "between checkpoint formats"),
     "tape-train": ("tape_finetune.train", "fine-tune on a labelled task and score it"),

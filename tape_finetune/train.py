@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_plm.files import atomic_directory
 from megatron_plm.invocation import command_line
+from megatron_plm.memory import keep_freed_memory
 from tape_finetune import runs
 from tape_finetune.bootstrap import Interval
 from tape_finetune.data import Split, choose_file
@@ -30,6 +31,7 @@ _LABELS = {
 def main(argv: Sequence[str]) -> int:
     """Train as the flags say and write the run directory; raises UserError."""
     start = time.monotonic()
+    keep_freed_memory()
     arguments = parse_train_flags(argv)
     directory = _directory(arguments)
     runs.check_target(directory, force=arguments.force)

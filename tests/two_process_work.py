@@ -8,7 +8,6 @@ import torch
 from pretraining_runs import checkpoint, meet_anew, pretrain, run_each
 
 from megatron_plm.config.load import load_config
-from megatron_plm.data.packing import Cursor
 from megatron_plm.parallel.apply import synchronize_gradients
 from megatron_plm.parallel.mesh import joined_world
 from megatron_plm.training.loop import _loss
@@ -51,7 +50,7 @@ def probe(flags: list[str]) -> dict[str, Any]:
             "local_numel": sum(p.to_local().numel() for p in run.model.parameters()),
             "initial": {name: p.full_tensor().detach() for name, p in run.model.named_parameters()},
         }
-        step = next(run.train_loader.steps(Cursor()))
+        step = next(run.train_loader.steps(run.progress.cursor))
         for index, batch in enumerate(step.micro_batches):
             synchronize_gradients(run.model, enabled=index + 1 == len(step.micro_batches))
             _loss(run, batch)[0].backward()

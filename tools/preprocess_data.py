@@ -1,4 +1,4 @@
-"""Turn FASTA files into a dataset for pretraining; see `--help` and docs/data.md."""
+"""Turn sequence files into a dataset for pretraining; see `--help` and docs/data.md."""
 
 import sys
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_plm.benchmark.flags import Size, add_size, count, seconds
 from megatron_plm.config.load import config_from_values
 from megatron_plm.config.options import ModelOptions, problems
 from megatron_plm.config.presets import PRESETS
 from megatron_plm.data.indexed import IndexedDataset
 from megatron_plm.data.loader import IGNORED_LABEL
-from megatron_plm.data.packing import Cursor
 from megatron_plm.errors import UserError
 from megatron_plm.parallel.mesh import World
 from megatron_plm.tokenizers import Tokenizer
@@ -32,13 +32,46 @@ BARS = {"padded": 2.0, "bucketed": 1.3}
 _BUCKET_BATCHES = 50  # batches whose proteins are sorted by length together, as length-grouped samplers do
 
 
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of this subject."""
+    parser.add_argument("--data-path", required=True, metavar="PREFIX", help="dataset to train on")
+    parser.add_argument("--preset", default="esm2-8m", choices=list(PRESETS), help="model shape of both sides")
+    parser.add_argument("--seq-length", type=count, default=1024, help="tokens of a row; the peer crops to it")
+    parser.add_argument("--rows", type=count, default=4, help="packed rows of one of our optimizer steps")
+    sizes, text = Size([1, 2, 4, 8, 16, 32], [4, 8]), "the peer runs with the fastest of these"
+    add_size(parser, "--peer-batch-sizes", count, sizes, text, nargs="+")
+    add_size(parser, "--rounds", count, Size(5, 2), "rounds; each measures every side once, in turn")
+    add_size(parser, "--seconds", seconds, Size(10.0, 2.0), "time of each side in one round")
+    parser.add_argument("--seed", type=int, default=1)
+
+
+def require_peer() -> None:
+    """Raise UserError unless the peer's package is there."""
+    try:
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"the benchmark's peer needs {error.name}; install it with: pip install 'megatron-plm[huggingface]'"
+        ) from None
+
+
+def missed(result: dict[str, Any]) -> list[str]:
+    """The ratios that are below their bar."""
+    return [name for name, ratio in result["ratios"].items() if ratio["median"] < ratio["bar"]]
+
+
 def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """Time ours and the peer's in turn for `options.rounds` rounds, telling `say` of each.
 
     Returns tokens a second of each side and round, and the ratios round by round, so that a machine whose speed drifts
     slows both sides of a ratio. Raises UserError, before anything is measured, for options that describe no model.
     """
-    values = {**PRESETS[options.preset], "data_path": options.data_path, "seq_length": options.seq_length}
+    values = {
+        **PRESETS[options.preset],
+        "data_path": (options.data_path,),
+        "seq_length": options.seq_length,
+        "num_workers": 0,
+    }
     config = config_from_values(
         {**values, "micro_batch_size": options.rows, "global_batch_size": options.rows, "seed": options.seed}
     )
@@ -47,7 +80,7 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
         raise UserError(found[0])
     datasets = open_datasets(config)
     run = build_run(config, World(0, 1, torch.device("cpu"), None), datasets)
-    steps = run.train_loader.steps(Cursor())
+    steps = run.train_loader.steps(run.progress.cursor)
 
     def our_step() -> int:
         return train_step(run, next(steps)).num_tokens
@@ -148,7 +181,7 @@ def _peer_step(
     )
     model = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, fused=True)
-    batches = _padded_batches(datasets.train, tokenizer, kind, batch_size, options)
+    batches = _padded_batches(datasets.train.datasets[0], tokenizer, kind, batch_size, options)
 
     def step() -> int:
         tokens, attention_mask, labels = next(batches)

@@ -28,12 +28,14 @@ def build_parser(prog: str) -> ArgumentParser:
         if entry.type is bool:
             groups[entry.group].add_argument(entry.flag, action=argparse.BooleanOptionalAction, help=text)
         else:
+            several = entry.type is tuple
             groups[entry.group].add_argument(
                 entry.flag,
-                type=entry.type,
+                type=str if several else entry.type,
                 choices=entry.choices,
                 help=text,
-                metavar=entry.type.__name__.upper(),
+                metavar="PREFIX" if several else entry.type.__name__.upper(),
+                nargs="+" if several else None,
             )
     return parser
 

@@ -6,7 +6,7 @@ table of its group (`[model]`, `[data]`, `[training]`). Names are Megatron's whe
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from megatron_plm.errors import UserError
 
@@ -26,6 +26,11 @@ class ModelOptions:
     num_attention_heads: int = option(20, "attention heads of a block")
     ffn_hidden_size: int | None = option(None, "width inside the MLP (default: four times the hidden size)")
     layernorm_epsilon: float = option(1e-5, "epsilon of every LayerNorm")
+    objective: str = option(
+        "mlm",
+        "what is predicted: masked residues (mlm), or each next one from those before it (clm)",
+        choices=("mlm", "clm"),
+    )
     token_dropout: bool = option(
         True, "zero the embedding of <mask> and rescale the rest by the masked share of each protein (ESM-2)"
     )
@@ -44,11 +49,37 @@ class ModelOptions:
 class DataOptions:
     """What is read, and how it becomes rows."""
 
-    data_path: str | None = option(None, "prefix of the training dataset (PREFIX.bin, .idx, .json)")
-    valid_data_path: str | None = option(None, "prefix of the validation dataset; without it nothing is evaluated")
+    data_path: tuple[str, ...] | None = option(
+        None,
+        "prefix of the training dataset (PREFIX.bin, .idx, .json), or several with weights: 0.7 A 0.3 B",
+    )
+    valid_data_path: tuple[str, ...] | None = option(
+        None, "prefixes of the validation datasets; without any nothing is evaluated"
+    )
     seq_length: int = option(1024, "tokens of a row; several proteins are packed into one row")
+    row_layout: str = option(
+        "packed",
+        "packed: several proteins fill a row, by best fit; padded: each has a row of its own, for comparisons",
+        choices=("packed", "padded"),
+    )
     packing_window: int = option(2048, "proteins that are packed together by best fit")
+    long_sequences: str = option(
+        "crop",
+        "what becomes of a protein longer than a row: a random stretch, all stretches, none, or an error",
+        choices=("crop", "chunk", "drop", "error"),
+    )
+    shuffle_block_size: int = option(0, "neighbours that an epoch's order keeps together; 0 mixes all sequences freely")
+    shuffle_blocks_at_once: int = option(64, "blocks of neighbours that are read and mixed at a time")
     mask_prob: float = option(0.15, "share of the residues of each protein that are predicted")
+    mask_selection: str = option(
+        "exact",
+        "how they are chosen: a fixed share of each protein, each residue by itself, or a fixed share in stretches",
+        choices=("exact", "bernoulli", "spans"),
+    )
+    mask_span_length: float = option(3.0, "mean length of a stretch")
+    mask_token_share: float = option(0.8, "of the chosen residues, the share that becomes <mask>")
+    mask_random_share: float = option(0.1, "of the chosen residues, the share that becomes a random amino acid")
+    num_workers: int = option(2, "threads that build batches ahead of the training loop; 0 builds them when needed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +138,7 @@ class OptionField:
 
     group: str
     name: str
-    type: type  # bool, int, float or str
+    type: type  # bool, int, float, str, or tuple (of str)
     optional: bool  # None is allowed
     default: Any
     help: str
@@ -121,6 +152,13 @@ class OptionField:
         """Return `value` in the option's type, or raise UserError naming `place`."""
         if value is None and self.optional:
             return None
+        if self.type is tuple:
+            words = [value] if isinstance(value, str) else value
+            if not isinstance(words, list) or not all(isinstance(word, str | int | float) for word in words):
+                raise UserError(
+                    f"{place}: {self.name} must be a string or a list of strings and numbers, not {value!r}"
+                )
+            return tuple(str(word) for word in words)
         if self.type is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, self.type) or (self.type is int and isinstance(value, bool)):
@@ -143,7 +181,7 @@ def option_fields() -> dict[str, OptionField]:
             found[entry.name] = OptionField(
                 group=group,
                 name=entry.name,
-                type=members[0],
+                type=get_origin(members[0]) or members[0],
                 optional=type(None) in members,
                 default=entry.default,
                 help=entry.metadata["help"],
@@ -163,7 +201,7 @@ def problems(config: Config, *, world_size: int = 1) -> list[str]:
 
     positive = {
         **{n: getattr(model, n) for n in ("num_layers", "hidden_size", "num_attention_heads", "init_method_std")},
-        **{n: getattr(data, n) for n in ("packing_window",)},
+        **{n: getattr(data, n) for n in ("packing_window", "shuffle_blocks_at_once")},
         **{n: getattr(training, n) for n in ("micro_batch_size", "global_batch_size", "train_iters", "lr")},
         **{n: getattr(training, n) for n in ("log_interval", "eval_interval", "eval_iters", "save_interval")},
         "keep_last": training.keep_last,
@@ -172,8 +210,9 @@ def problems(config: Config, *, world_size: int = 1) -> list[str]:
     }
     for name, value in positive.items():
         require(value > 0, f"--{name.replace('_', '-')} must be above 0, not {value}")
-    for name in ("weight_decay", "clip_grad", "min_lr", "lr_warmup_iters"):
-        value = getattr(training, name)
+    not_negative = {n: getattr(training, n) for n in ("weight_decay", "clip_grad", "min_lr", "lr_warmup_iters")}
+    not_negative |= {n: getattr(data, n) for n in ("shuffle_block_size", "num_workers")}
+    for name, value in not_negative.items():
         require(value >= 0, f"--{name.replace('_', '-')} must not be negative, not {value}")
     for name in ("adam_beta1", "adam_beta2"):
         value = getattr(training, name)
@@ -183,6 +222,12 @@ def problems(config: Config, *, world_size: int = 1) -> list[str]:
         f"--ffn-hidden-size must be above 0, not {model.ffn_hidden_size}",
     )
     require(0 < data.mask_prob < 1, f"--mask-prob must lie between 0 and 1, not {data.mask_prob}")
+    require(data.mask_span_length >= 1, f"--mask-span-length must be at least 1, not {data.mask_span_length}")
+    shares = (data.mask_token_share, data.mask_random_share)
+    require(
+        min(shares) >= 0 and sum(shares) <= 1,
+        f"--mask-token-share {shares[0]} and --mask-random-share {shares[1]} must be 0 or more, and 1 at most in sum",
+    )
     require(data.seq_length >= 16, f"--seq-length must be at least 16, not {data.seq_length}")
     if model.num_attention_heads > 0 and model.hidden_size > 0:
         divides = model.hidden_size % model.num_attention_heads == 0

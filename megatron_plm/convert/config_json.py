@@ -80,7 +80,12 @@ def dropout_notes(config: ForeignConfig) -> tuple[str, ...]:
 
 
 def fields_from(options: ModelOptions, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
-    """The fields `options_from` reads, with those a reader of the file needs beside them."""
+    """The fields `options_from` reads, with those a reader of the file needs beside them.
+
+    Raises UserError for a causal model: readers of these files would let every token see the ones behind it.
+    """
+    if options.objective != "mlm":
+        raise UserError(f"--to: the model's objective is {options.objective}, and the format holds masked models only")
     return {
         "vocab_size": tokenizer.vocab_size,
         "hidden_size": options.hidden_size,

@@ -52,10 +52,12 @@ class IndexedDataset:
         pointers: first byte of each sequence in PREFIX.bin, int64 [n].
         document_indices: first sequence of each document, then n; int64 [d].
         num_tokens: tokens in PREFIX.bin.
+        prefix: as it was given.
         metadata: content of PREFIX.json; empty where there is none, as for datasets that Megatron wrote.
     """
 
     def __init__(self, prefix: str | os.PathLike[str]) -> None:
+        self.prefix = os.fspath(prefix)
         self._paths = dataset_paths(prefix)
         try:
             idx_size, bin_size = (path.stat().st_size for path in (self._paths.idx, self._paths.bin))
@@ -65,7 +67,7 @@ class IndexedDataset:
             missing = isinstance(error, FileNotFoundError)
             reason = "does not exist" if missing else f"cannot be opened ({error.strerror})"
             raise UserError(
-                f"dataset '{os.fspath(prefix)}': '{error.filename}' {reason}; give the common path of its files "
+                f"dataset '{self.prefix}': '{error.filename}' {reason}; give the common path of its files "
                 "without extension, or make it with tools/preprocess_data.py"
             ) from None
         self._dtype = np.dtype(dtype)
@@ -84,10 +86,24 @@ class IndexedDataset:
         return len(self.lengths)
 
     @property
+    def num_documents(self) -> int:
+        """Documents: one for each sequence, or clusters of sequences."""
+        return len(self.document_indices) - 1
+
+    @property
+    def tokens(self) -> npt.NDArray[Any]:
+        """All tokens of PREFIX.bin, end to end; a read-only view of the file."""
+        return self._bin[: self.num_tokens * self._dtype.itemsize].view(self._dtype)
+
+    @property
     def sha256(self) -> str | None:
         """What identifies the content: the checksum over those of .idx and .bin that PREFIX.json holds, if any."""
         sums = self.metadata.get("sha256")
-        return hashlib.sha256(f"{sums['idx']} {sums['bin']}".encode()).hexdigest() if sums else None
+        if sums is None:
+            return None
+        if not isinstance(sums, dict) or not all(isinstance(sums.get(name), str) for name in ("idx", "bin")):
+            raise UserError(f"'{self._paths.json}': sha256 must hold the checksums of .idx and .bin; make it again")
+        return hashlib.sha256(f"{sums['idx']} {sums['bin']}".encode()).hexdigest()
 
     def __getitem__(self, index: int) -> npt.NDArray[Any]:
         if not 0 <= index < len(self):
@@ -155,7 +171,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
         metadata = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise UserError(f"'{path}' cannot be read as JSON ({error}); make the dataset again") from None
     found = (metadata.get("format"), metadata.get("version")) if isinstance(metadata, dict) else None
     if found != (METADATA_FORMAT, METADATA_VERSION):

@@ -4,7 +4,8 @@ Everything is written under temporary names in the output folder and synced to d
 names: .bin, .idx and last .json. Without its .idx a .bin opens nowhere, so a run killed between the renames leaves
 no dataset; killed after the .idx, it leaves a complete one that lacks its description. Replacing an old dataset
 removes its .json and .idx first, so no mixture of old and new files ever opens. A locked file PREFIX.lock keeps a
-second run away from the same prefix; the lock goes with the process, however it ends.
+second run away from the same prefix; the lock goes with the process, however it ends. What a killed run left, its
+work folder included, the next run of the same prefix removes.
 """
 
 import contextlib
@@ -14,8 +15,10 @@ import json
 import os
 import secrets
 import shlex
+import shutil
+import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -28,27 +31,48 @@ from megatron_plm.data.indexed import DTYPE_CODES, HEADER, MAGIC, VERSION, Datas
 from megatron_plm.errors import UserError
 from megatron_plm.files import Busy, exclusive, sync, write_errors_told
 
-_DTYPE_CODE = next(code for code, dtype in DTYPE_CODES.items() if dtype is np.uint8)
 _CHUNK = 1 << 18  # sequences handled at a time while the index is completed
+_SYNC_BYTES = 1 << 25  # tokens go to the disk in pieces of this size
+_CACHED_BYTES = 1 << 28  # and beyond this many leave the page cache again
 _TOKEN_BYTES = 4  # random part of a temporary name
 
 
 class IndexedDatasetWriter:
-    """Writes one dataset of uint8 tokens, one document for each sequence, in constant memory.
+    """Writes one dataset of tokens of one dtype (uint8, uint16 or int32), in constant memory.
 
     A context manager: `append` as often as needed, then `commit`; leaving it without `commit` removes what was
     written. A folder whose parent exists is made for the dataset. Raises UserError where the folder cannot be made or
     written to, where a file of the dataset exists already (unless `force`), where another run writes the same prefix,
     and where the disk is full.
 
-    With more than one of `workers` the checksum of the tokens is computed in a thread of its own.
+    Each sequence is a document of its own; with `documents`, `append` is told which ones begin a document. With more
+    than one of `workers` the tokens are written by a thread of its own, and their checksum computed by another.
+
+    Attributes:
+        paths: the files of the dataset.
+        num_sequences, num_documents: appended so far.
     """
 
-    def __init__(self, prefix: str | os.PathLike[str], *, force: bool = False, workers: int = 1) -> None:
+    def __init__(
+        self,
+        prefix: str | os.PathLike[str],
+        *,
+        dtype: npt.DTypeLike = np.uint8,
+        documents: bool = False,
+        force: bool = False,
+        workers: int = 1,
+    ) -> None:
         self.paths = dataset_paths(prefix)
+        self.num_sequences = 0
+        self.num_documents = 0
+        self._dtype = np.dtype(dtype).newbyteorder("<")
+        self._dtype_code = next(code for code, known in DTYPE_CODES.items() if np.dtype(known) == self._dtype)
+        self._explicit = documents
         self._force = force
-        self._num_sequences = 0
-        self._checksum = _Checksum(threaded=workers > 1)
+        self._sha256 = hashlib.sha256()
+        self._hashing = _InOrder(self._sha256.update, threaded=workers > 1)
+        self._num_synced = 0  # bytes of tokens
+        self._writing = _InOrder(self._write, threaded=workers > 1)
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> "IndexedDatasetWriter":
@@ -56,13 +80,16 @@ class IndexedDatasetWriter:
             stack.enter_context(_folder(self.paths.bin.parent))
             self._check_free()
             stack.enter_context(_exclusive(self.paths))
-            stack.callback(self._checksum.close)
             self._temporary = _temporary_paths(self.paths, secrets.token_hex(_TOKEN_BYTES))
             stack.callback(_remove, self._temporary)
             self._bin = stack.enter_context(self._temporary.bin.open("wb", buffering=0))
             self._idx = stack.enter_context(self._temporary.idx.open("w+b"))
+            for task in (self._hashing, self._writing):
+                stack.callback(task.close)
             # The header, which holds the number of sequences, is filled in at the end.
             self._idx.write(bytes(HEADER.size))
+            if self._explicit:  # a file without a name, so it goes with the process
+                self._starts = stack.enter_context(tempfile.TemporaryFile(dir=self.paths.bin.parent))
             self._cleanup = stack.pop_all()
         return self
 
@@ -73,26 +100,63 @@ class IndexedDatasetWriter:
         with contextlib.suppress(OSError):
             self._cleanup.close()
 
-    def append(self, tokens: npt.NDArray[np.uint8], lengths: npt.NDArray[np.int32]) -> None:
-        """Append tokens, and the lengths of the sequences that are complete with them (see FastaTokenizer.read).
+    def work_folder(self) -> Path:
+        """Make a folder beside the dataset for the caller's temporary files; it goes when the writer is left."""
+        folder = self.paths.bin.with_name(f"{self.paths.bin.stem}.work.{secrets.token_hex(_TOKEN_BYTES)}.tmp")
+        with write_errors_told(folder):
+            folder.mkdir()
+        self._cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
-        The arrays must not be changed afterwards.
+    def append(
+        self,
+        tokens: npt.NDArray[np.integer],
+        lengths: npt.NDArray[np.int32],
+        starts: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Append tokens, and the lengths of the sequences that are complete with them or were before.
+
+        `starts` tells of each of these sequences whether it begins a document; it is given where the writer has
+        `documents`, and its very first is true. The arrays must not be changed afterwards.
         """
+        if tokens.dtype != self._dtype or (starts is not None) != self._explicit:
+            raise ValueError(f"append: tokens or starts are not what the writer was made for ({self._dtype})")
         with write_errors_told(self.paths.bin):
-            unwritten = tokens.data
-            while unwritten:
-                unwritten = unwritten[self._bin.write(unwritten) :]
+            content = np.ascontiguousarray(tokens).view(np.uint8).data
+            self._writing.put(content)
+            self._hashing.put(content)
             self._idx.write(lengths.astype("<i4", copy=False).data)
-        self._checksum.update(tokens)
-        self._num_sequences += len(lengths)
+            if starts is not None:
+                firsts = self.num_sequences + np.flatnonzero(starts)
+                self._starts.write(firsts.astype("<i8", copy=False).data)
+        self.num_documents += len(lengths) if starts is None else len(firsts)
+        self.num_sequences += len(lengths)
+
+    def _write(self, content: memoryview) -> None:
+        while content:
+            content = content[self._bin.write(content) :]
+        begin, end = self._num_synced, self._bin.tell()
+        if end - begin >= _SYNC_BYTES:
+            # A large file would push everything else out of the page cache, and stall at its end until all is on the disk.
+            os.fdatasync(self._bin.fileno())
+            if end > _CACHED_BYTES:
+                os.posix_fadvise(self._bin.fileno(), begin, end - begin, os.POSIX_FADV_DONTNEED)
+            self._num_synced = end
 
     def commit(self, metadata: dict[str, Any]) -> None:
         """Complete the index, write `metadata` with the files' checksums added, and give the files their names."""
+        self.complete(metadata)
+        publish([self])
+
+    def complete(self, metadata: dict[str, Any]) -> None:
+        """The part of `commit` that takes time: afterwards everything is on the disk, under temporary names."""
         with write_errors_told(self.paths.bin):
+            self._writing.finish()
+            self._hashing.finish()
             self._complete_index()
             with self._temporary.idx.open("rb") as idx:
                 idx_sha256 = hashlib.file_digest(idx, "sha256").hexdigest()
-            sha256 = {"idx": idx_sha256, "bin": self._checksum.hexdigest()}
+            sha256 = {"idx": idx_sha256, "bin": self._sha256.hexdigest()}
             with self._temporary.json.open("w", encoding="utf-8") as file:
                 json.dump({**metadata, "sha256": sha256}, file, indent=1, ensure_ascii=False)
                 file.write("\n")
@@ -100,10 +164,8 @@ class IndexedDatasetWriter:
                 os.fsync(file.fileno())
             os.fsync(self._bin.fileno())
             os.fsync(self._idx.fileno())
-            self._publish()
 
     def _publish(self) -> None:
-        self._check_free()
         for path in (self.paths.json, self.paths.idx):
             path.unlink(missing_ok=True)
         sync(self.paths.bin.parent)
@@ -121,45 +183,64 @@ class IndexedDatasetWriter:
 
     def _complete_index(self) -> None:
         """Append pointers and document entries to the lengths that are there, and fill in the header."""
-        file, count, begin = self._idx, self._num_sequences, 0
+        file, count, begin = self._idx, self.num_sequences, 0
         for first in range(0, count, _CHUNK):
             file.seek(HEADER.size + 4 * first)
             lengths = np.frombuffer(file.read(4 * min(_CHUNK, count - first)), dtype="<i4")
             ends = begin + np.cumsum(lengths, dtype="<i8")
             file.seek(HEADER.size + 4 * count + 8 * first)
-            file.write((ends - lengths).data)
+            file.write(((ends - lengths) * self._dtype.itemsize).data)
             begin = int(ends[-1])
-        for first in range(0, count + 1, _CHUNK):
-            file.write(np.arange(first, min(first + _CHUNK, count + 1), dtype="<i8").data)
+        self._write_documents()
         file.seek(0)
-        file.write(HEADER.pack(MAGIC, VERSION, _DTYPE_CODE, count, count + 1))
+        file.write(HEADER.pack(MAGIC, VERSION, self._dtype_code, count, self.num_documents + 1))
         file.flush()
 
+    def _write_documents(self) -> None:
+        file, end = self._idx, self.num_sequences + 1
+        if self._explicit:
+            self._starts.seek(0)
+            shutil.copyfileobj(self._starts, file)
+            file.write(np.array([self.num_sequences], dtype="<i8").data)
+            return
+        for first in range(0, end, _CHUNK):
+            file.write(np.arange(first, min(first + _CHUNK, end), dtype="<i8").data)
 
-class _Checksum:
-    """SHA-256 of arrays in a row, computed here or in a thread that is a few arrays behind."""
 
-    def __init__(self, *, threaded: bool) -> None:
-        self._sha256 = hashlib.sha256()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checksum") if threaded else None
+def publish(writers: Sequence[IndexedDatasetWriter]) -> None:
+    """Give the files of completed datasets their names, all or, where one of the names is taken, none."""
+    for writer in writers:
+        writer._check_free()
+    for writer in writers:
+        with write_errors_told(writer.paths.bin):
+            writer._publish()
+
+
+class _InOrder:
+    """A task on blocks of bytes in a row, done here or in a thread of its own that is a few blocks behind."""
+
+    def __init__(self, task: Callable[[memoryview], None], *, threaded: bool) -> None:
+        self._task = task
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="dataset") if threaded else None
         self._pending: deque[Future[None]] = deque()
 
-    def update(self, array: npt.NDArray[np.uint8]) -> None:
+    def put(self, block: memoryview) -> None:
+        """Do the task on the next block, or see to it; raises what an earlier one raised."""
         if self._pool is None:
-            self._sha256.update(array.data)
+            self._task(block)
             return
-        self._pending.append(self._pool.submit(self._sha256.update, array.data))
+        self._pending.append(self._pool.submit(self._task, block))
         if len(self._pending) > 4:
             self._pending.popleft().result()
 
-    def hexdigest(self) -> str:
+    def finish(self) -> None:
+        """Wait for all blocks; raises what one of them raised."""
         while self._pending:
             self._pending.popleft().result()
-        return self._sha256.hexdigest()
 
     def close(self) -> None:
         if self._pool is not None:
-            self._pool.shutdown()
+            self._pool.shutdown(cancel_futures=True)
 
 
 def _all(paths: DatasetPaths) -> tuple[Path, Path, Path]:
@@ -203,13 +284,20 @@ def _exclusive(paths: DatasetPaths) -> Iterator[None]:
     lock = paths.bin.with_suffix(".lock")
     try:
         with exclusive(lock) as locked:
-            for path in _all(paths) if locked else ():
-                leftover = glob.escape(path.name) + "." + "[0-9a-f]" * (2 * _TOKEN_BYTES) + ".tmp"
-                for temporary in path.parent.glob(leftover):
-                    temporary.unlink(missing_ok=True)
+            if locked:
+                _remove_leftovers(paths)
             yield
     except Busy:
         raise UserError(
             f"another run is writing '{lock.with_suffix('')}' at this moment and holds '{lock}': wait for it or "
             "choose another --output-prefix"
         ) from None
+
+
+def _remove_leftovers(paths: DatasetPaths) -> None:
+    for name in (*(path.name for path in _all(paths)), f"{paths.bin.stem}.work"):
+        for leftover in paths.bin.parent.glob(glob.escape(name) + "." + "[0-9a-f]" * (2 * _TOKEN_BYTES) + ".tmp"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)

@@ -1,11 +1,14 @@
-"""From a row stream to the batches of one process.
+"""From datasets to the batches of one process.
 
 The rows of a global batch are the next `global_batch_size` rows of the stream, whatever the number of processes:
-each process walks the same stream and builds only its own rows.
+each process walks the same stream and builds only its own rows. Tokens, masks and labels come from csrc/data/rows.cpp,
+in threads that run ahead of the training loop.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,18 +16,23 @@ import torch
 from torch import Tensor
 
 from megatron_plm.config.options import DataOptions
+from megatron_plm.data._native import build_rows
+from megatron_plm.data.blend import Blend, Cursor
 from megatron_plm.data.indexed import IndexedDataset
-from megatron_plm.data.masking import choose_and_corrupt
-from megatron_plm.data.packing import NUM_SPECIAL_TOKENS, Cursor, RowStream, Segment, row_limits
+from megatron_plm.data.masking import Masking, native_vocabulary
+from megatron_plm.data.packing import Row, RowStream, row_limits
+from megatron_plm.errors import UserError
 from megatron_plm.philox import derive_key
 from megatron_plm.tokenizers import Tokenizer
 
 IGNORED_LABEL = -100  # a padded entry of label_id; the value cross entropy ignores
+_STEPS_AHEAD = 2  # global batches under way for each thread
+_UNPACKED_MULTIPLE = 8  # tokens; unpacked rows are padded to a multiple of it
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed rows of fixed shape: B rows of L tokens, at most M labels a row and S segments a row.
+    """Rows of fixed shape: B rows of L tokens, at most M labels a row and S segments a row.
 
     A token outside every protein is padding: token `<pad>`, segment 0. `cu_seqlens` cuts the B·L tokens of the rows,
     laid end to end, into segments for attention; padding forms segments of its own, and unused entries repeat B·L.
@@ -38,12 +46,19 @@ class Batch:
     label_id: Tensor  # int64 [B, M], the original token; IGNORED_LABEL where unused
     num_tokens: int  # tokens that are not padding
     num_labels: int
-    num_cropped: int  # proteins longer than a row, of which a stretch is here
+    num_cropped: int  # segments that are only a stretch of their protein
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its tensors on `device`."""
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return Batch(**{**vars(self), **moved})
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in memory from which a GPU copies while the host goes on."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        changed = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Batch(**{**vars(self), **changed})
 
 
 @dataclass(frozen=True)
@@ -55,126 +70,150 @@ class Step:
 
 
 class Loader:
-    """Masked, packed batches of one dataset for process `rank` of `world_size`."""
+    """Batches of a blend of datasets for process `rank` of `world_size`.
+
+    `name` tells the order and the masks of several loaders of one run apart. With `num_workers` 0 batches are built
+    when they are asked for. Iterating raises UserError where a dataset turns out damaged.
+    """
 
     def __init__(
         self,
-        dataset: IndexedDataset,
+        datasets: Sequence[IndexedDataset],
+        weights: Sequence[float],
         options: DataOptions,
         tokenizer: Tokenizer,
         *,
+        objective: str = "mlm",
         micro_batch_size: int,
         global_batch_size: int,
         seed: int,
-        dataset_id: str,
+        name: str,
         rank: int = 0,
         world_size: int = 1,
+        pin_memory: bool = False,
     ) -> None:
-        self._dataset = dataset
+        masking = Masking.from_options(options, objective)
+        self._datasets = list(datasets)
+        self._files = [dataset.tokens for dataset in datasets]
         self._options = options
-        self._tokenizer = tokenizer
         self._micro_batch_size = micro_batch_size
         self._global_batch_size = global_batch_size
         self._seed = seed
-        self._dataset_id = dataset_id
+        self._names = [name if index == 0 else f"{name}/{index}" for index in range(len(datasets))]
         self._rank = rank
         self._world_size = world_size
-        self._limits = row_limits(options.seq_length, options.mask_prob)
-        self._stream = RowStream(
-            dataset.lengths,
-            seq_length=options.seq_length,
-            mask_prob=options.mask_prob,
-            window=options.packing_window,
-            seed=seed,
-            dataset_id=dataset_id,
-        )
+        self._pin_memory = pin_memory
+        self._limits = row_limits(options, masking)
+        self._corruption = masking.native()
+        self._vocabulary = native_vocabulary(tokenizer)
+        self._streams = [
+            RowStream(dataset, options, masking, seed=seed, name=name, index=index)
+            for index, (dataset, name) in enumerate(zip(datasets, self._names, strict=True))
+        ]
+        self._blend = Blend(self._streams, weights)
+
+    def start(self) -> Cursor:
+        """The cursor before the first row."""
+        return Cursor.start(len(self._datasets))
 
     def steps(self, cursor: Cursor) -> Iterator[Step]:
         """The endless sequence of global batches from `cursor` on."""
-        stream = self._stream.rows_from(cursor)
-        epoch = cursor.epoch
-        while True:
-            rows = []
-            for row, after in itertools.islice(stream, self._global_batch_size):
-                rows.append((epoch, row))
-                epoch, cursor = after.epoch, after
-            yield Step(self._own_batches(rows), cursor)
+
+        def plans() -> Iterator[tuple[list[Row | None], Cursor]]:
+            stream = self._blend.rows_from(cursor)
+            while True:
+                rows, cursors = zip(*itertools.islice(stream, self._global_batch_size), strict=True)
+                yield list(rows), cursors[-1]
+
+        return self._built(plans())
 
     def first_epoch(self, max_batches: int) -> Iterator[Step]:
-        """At most `max_batches` global batches of epoch 0, the same at every call; the last is filled up with empty
-        rows."""
-        rows = []
-        for row, after in self._stream.rows_from(Cursor()):
-            rows.append((0, row))
-            ends = after.epoch > 0
-            if ends or len(rows) == self._global_batch_size:
-                rows += [(0, [])] * (self._global_batch_size - len(rows))
-                yield Step(self._own_batches(rows), after)
-                max_batches -= 1
-                rows = []
-            if ends or max_batches == 0:
-                return
+        """At most `max_batches` global batches of epoch 0 of all datasets, one after the other, the same at every call;
+        the last is filled up with empty rows."""
 
-    def _own_batches(self, rows: list[tuple[int, list[Segment]]]) -> list[Batch]:
-        size = self._micro_batch_size
-        stride = size * self._world_size
-        return [self._build(rows[start : start + size]) for start in range(self._rank * size, len(rows), stride)]
+        def plans() -> Iterator[tuple[list[Row | None], Cursor]]:
+            stream = itertools.chain.from_iterable(stream.epoch_rows(0) for stream in self._streams)
+            while rows := list(itertools.islice(stream, self._global_batch_size)):
+                yield [*rows, *[None] * (self._global_batch_size - len(rows))], self.start()
 
-    def _build(self, rows: list[tuple[int, list[Segment]]]) -> Batch:
-        num_rows, limits = len(rows), self._limits
-        tokens = np.full((num_rows, limits.tokens), self._tokenizer.pad_id, dtype=np.uint8)
-        positions = np.zeros((num_rows, limits.tokens), dtype=np.int64)
-        segment_ids = np.zeros((num_rows, limits.tokens), dtype=np.int64)
-        label_index = np.zeros((num_rows, limits.labels), dtype=np.int64)
-        label_id = np.full((num_rows, limits.labels), IGNORED_LABEL, dtype=np.int64)
-        cuts, num_tokens, num_labels, num_cropped = [0], 0, 0, 0
-        for b, (epoch, row) in enumerate(rows):
-            if row:
-                used = sum(segment.length for segment in row)
-                original = np.concatenate([self._read(segment) for segment in row])
-                lengths = [segment.length for segment in row]
-                offsets = np.concatenate([np.arange(length) for length in lengths])
-                index, tokens[b, :used] = choose_and_corrupt(
-                    original,
-                    sequences=np.repeat([segment.sequence for segment in row], lengths),
-                    positions=offsets + np.repeat([segment.start for segment in row], lengths),
-                    tokenizer=self._tokenizer,
-                    mask_prob=self._options.mask_prob,
-                    key=derive_key("mask", self._seed, self._dataset_id, epoch),
-                )
-                positions[b, :used] = offsets
-                segment_ids[b, :used] = np.repeat(np.arange(1, len(row) + 1), lengths)
-                label_index[b, : len(index)] = index
-                label_id[b, : len(index)] = original[index]
-                cuts += (cuts[-1] + np.cumsum(lengths)).tolist()
-                num_tokens += used
-                num_labels += len(index)
-                num_cropped += sum(
-                    segment.length < self._dataset.lengths[segment.sequence] + NUM_SPECIAL_TOKENS for segment in row
-                )
-            if cuts[-1] != (b + 1) * limits.tokens:
-                cuts.append((b + 1) * limits.tokens)
-        cu_seqlens = np.full(num_rows * (limits.segments + 1) + 1, num_rows * limits.tokens, dtype=np.int32)
-        cu_seqlens[: len(cuts)] = cuts
-        return Batch(
-            tokens=torch.from_numpy(tokens.astype(np.int64)),
-            positions=torch.from_numpy(positions),
-            segment_ids=torch.from_numpy(segment_ids),
-            cu_seqlens=torch.from_numpy(cu_seqlens),
-            label_index=torch.from_numpy(label_index),
-            label_id=torch.from_numpy(label_id),
-            num_tokens=num_tokens,
-            num_labels=num_labels,
-            num_cropped=int(num_cropped),
+        return self._built(itertools.islice(plans(), max_batches))
+
+    def epochs(self, cursor: Cursor) -> list[float]:
+        """How often each dataset has been read at `cursor`."""
+        return self._blend.epochs(cursor)
+
+    def _built(self, plans: Iterator[tuple[list[Row | None], Cursor]]) -> Iterator[Step]:
+        if not self._options.num_workers:
+            for rows, cursor in plans:
+                yield Step(self._own_batches(rows), cursor)
+            return
+        ahead: deque[tuple[Future[list[Batch]], Cursor]] = deque()
+        with ThreadPoolExecutor(self._options.num_workers, thread_name_prefix="loader") as pool:
+            for rows, cursor in plans:
+                ahead.append((pool.submit(self._own_batches, rows), cursor))
+                if len(ahead) > _STEPS_AHEAD * self._options.num_workers:
+                    future, cursor = ahead.popleft()
+                    yield Step(future.result(), cursor)
+            while ahead:
+                future, cursor = ahead.popleft()
+                yield Step(future.result(), cursor)
+
+    def _own_batches(self, rows: Sequence[Row | None]) -> list[Batch]:
+        """Of each global micro-batch's rows, which are dealt to the processes in turn, this process's share."""
+        size, stride = self._micro_batch_size, self._micro_batch_size * self._world_size
+        length = self._row_length(rows)
+        return [
+            self._build(rows[first : first + size], length) for first in range(self._rank * size, len(rows), stride)
+        ]
+
+    def _row_length(self, rows: Sequence[Row | None]) -> int:
+        if self._options.row_layout == "packed":
+            return self._limits.tokens
+        longest = max((int(row.length[0]) for row in rows if row), default=1)
+        return min(self._limits.tokens, -(-longest // _UNPACKED_MULTIPLE) * _UNPACKED_MULTIPLE)
+
+    def _build(self, rows: Sequence[Row | None], row_length: int) -> Batch:
+        held = [row for row in rows if row]
+        counts = [len(row.sequence) if row else 0 for row in rows]
+        file, pointer, residues = self._places(held)
+        sequence, start = _joined([row.sequence for row in held]), _joined([row.start for row in held])
+        keys = [derive_key("mask", self._seed, self._names[row.dataset], row.epoch) for row in held]
+        try:
+            *arrays, num_tokens, num_labels, num_cropped = build_rows(
+                files=self._files,
+                file=file,
+                pointer=pointer,
+                residues=residues,
+                sequence=sequence,
+                start=start,
+                length=_joined([row.length for row in held]),
+                key=np.repeat(np.array(keys, dtype=np.uint64), [len(row.sequence) for row in held]),
+                row_offsets=np.concatenate([[0], np.cumsum(counts)]),
+                vocabulary=self._vocabulary,
+                corruption=self._corruption,
+                row_tokens=row_length,
+                row_labels=min(self._limits.labels, row_length),
+                row_segments=self._limits.segments,
+            )
+        except IndexError as error:
+            prefixes = ", ".join(sorted({self._datasets[row.dataset].prefix for row in held}))
+            raise UserError(f"dataset '{prefixes}' is damaged: {error}; make the dataset again") from None
+        tokens, positions, segment_ids, cu_seqlens, label_index, label_id = map(torch.from_numpy, arrays)
+        batch = Batch(
+            tokens, positions, segment_ids, cu_seqlens, label_index, label_id, num_tokens, num_labels, num_cropped
         )
+        return batch.pin_memory() if self._pin_memory else batch
 
-    def _read(self, segment: Segment) -> np.ndarray:
-        """The segment's tokens, uint8 [length]: a stretch of `<cls> residues <eos>`."""
-        residues = self._dataset[segment.sequence]
-        stop = segment.start + segment.length
-        parts = [residues[max(segment.start - 1, 0) : stop - 1]]
-        if segment.start == 0:
-            parts.insert(0, np.array([self._tokenizer.cls_id], dtype=np.uint8))
-        if stop == len(residues) + 2:
-            parts.append(np.array([self._tokenizer.eos_id], dtype=np.uint8))
-        return np.concatenate(parts)
+    def _places(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Dataset, first byte and number of residues of every segment's sequence; int64 each."""
+        places: list[list[np.ndarray]] = [[], [], []]
+        for row in rows:
+            dataset = self._datasets[row.dataset]
+            places[0].append(np.full(len(row.sequence), row.dataset))
+            places[1].append(dataset.pointers[row.sequence])
+            places[2].append(dataset.lengths[row.sequence])
+        return _joined(places[0]), _joined(places[1]), _joined(places[2])
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts).astype(np.int64, copy=False) if parts else np.empty(0, dtype=np.int64)

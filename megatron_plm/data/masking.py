@@ -1,54 +1,89 @@
-"""Masked-language-model corruption, keyed by protein and position, never by row or rank.
+"""What is predicted of each protein, and what stands in its place: keyed by protein and position, never by row or rank.
 
-BERT's 80/10/10 rule (Devlin et al. 2019, section 3.1) with an exact count per protein: of the maskable tokens of a
-segment a rounded share is chosen; of those 80 % become <mask>, 10 % a random amino acid, 10 % stay.
+Masked: BERT's rule (Devlin et al. 2019, section 3.1). Letters are chosen (a fixed share of each protein, each letter by
+itself, or whole stretches as in SpanBERT, Joshi et al. 2020); of the chosen, most become <mask>, some a random amino
+acid, the rest stay. Causal: every token is predicted from those before it. The work is done in csrc/data/rows.cpp.
 """
+
+import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_plm.data.packing import num_labels
-from megatron_plm.philox import philox4x32
+from megatron_plm.config.options import DataOptions
+from megatron_plm.data._native import Corruption, Objective, Vocabulary
 from megatron_plm.tokenizers import Tokenizer
 
-_MASK_BELOW = int(0.8 * 2**32)
-_RANDOM_BELOW = int(0.9 * 2**32)
+_LONGEST_SPAN = 10  # letters; SpanBERT's limit
+_SPREAD = 10.0  # standard deviations that a row's number of independently chosen letters never exceeds: p < 1e-23
 
 
-def choose_and_corrupt(
-    tokens: NDArray[np.uint8],
-    sequences: NDArray[np.int64],
-    positions: NDArray[np.int64],
-    *,
-    tokenizer: Tokenizer,
-    mask_prob: float,
-    key: int,
-) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Choose the tokens to predict and corrupt them.
+@dataclass(frozen=True)
+class Masking:
+    """The rule by which letters are chosen and replaced."""
 
-    All arrays have shape [T]: T tokens of several segments, the tokens of one segment side by side; `sequences` is
-    the index of each token's protein and `positions` its place in `<cls> residues <eos>` of the whole protein.
-    Returns the sorted indices of the chosen tokens and a corrupted copy of `tokens`.
-    """
-    maskable = np.zeros(256, dtype=bool)
-    maskable[tokenizer.residue_ids] = True
-    candidates = np.flatnonzero(maskable[tokens])
-    words = sequences[candidates].astype(np.uint64)
-    draws = philox4x32(key, (positions[candidates], 0, words, words >> np.uint64(32)))  # [4, candidates]
+    objective: Objective
+    probability: float
+    mask_share: float
+    random_share: float
+    span_length: float
 
-    # Rank the candidates of each segment by their first draw, ties by position; the lowest ranks are chosen.
-    first = np.flatnonzero(np.r_[True, np.diff(sequences[candidates]) != 0]) if candidates.size else candidates
-    counts = np.diff(np.r_[first, candidates.size])
-    segment = np.repeat(np.arange(first.size), counts)
-    by_draw = np.lexsort((draws[0], segment))
-    rank = np.arange(candidates.size) - np.repeat(first, counts)
-    chosen = np.sort(by_draw[rank < np.repeat(num_labels(counts, mask_prob), counts)])
+    @staticmethod
+    def from_options(options: DataOptions, objective: str) -> "Masking":
+        """The rule of `options` for a model of `objective` (mlm or clm)."""
+        chosen = {
+            "exact": Objective.mlm_exact,
+            "bernoulli": Objective.mlm_bernoulli,
+            "spans": Objective.mlm_spans,
+        }[options.mask_selection]
+        return Masking(
+            Objective.clm if objective == "clm" else chosen,
+            options.mask_prob,
+            options.mask_token_share,
+            options.mask_random_share,
+            options.mask_span_length,
+        )
 
-    corrupted = tokens.copy()
-    action, pick = draws[1, chosen], draws[2, chosen].astype(np.uint64)
-    replacements = tokenizer.standard_ids[(pick * np.uint64(len(tokenizer.standard_ids))) >> np.uint64(32)]
-    index = candidates[chosen]
-    corrupted[index] = np.where(
-        action < _MASK_BELOW, tokenizer.mask_id, np.where(action < _RANDOM_BELOW, replacements, tokens[index])
+    def num_labels(self, num_letters: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The most labels that segments with so many letters have, [n]; 0 where the row's own limit covers them."""
+        if self.objective in (Objective.clm, Objective.mlm_bernoulli):
+            return np.zeros_like(num_letters)
+        share = np.floor(num_letters * self.probability + 0.5).astype(np.int64)
+        return np.maximum(np.minimum(num_letters, 1), share)
+
+    def label_limit(self, row_tokens: int, row_segments: int) -> int:
+        """How many labels a row of `row_tokens` tokens and at most `row_segments` segments has room for."""
+        if self.objective == Objective.clm:
+            return row_tokens
+        mean = row_tokens * self.probability
+        if self.objective == Objective.mlm_bernoulli:
+            limit = mean + _SPREAD * math.sqrt(mean * (1 - self.probability))
+        else:  # a third more than the mean leaves room for short proteins, whose rounded shares are larger
+            limit = max(row_segments, mean * 4 / 3)
+        return min(row_tokens, math.ceil(limit) + 1)
+
+    def native(self) -> Corruption:
+        """The rule for the extension, with shares as bounds of 32-bit draws."""
+        return Corruption(
+            objective=self.objective,
+            probability=self.probability,
+            mask_below=int(self.mask_share * 2**32),
+            random_below=int((self.mask_share + self.random_share) * 2**32),
+            span_stop=1.0 / self.span_length,
+            longest_span=_LONGEST_SPAN,
+        )
+
+
+def native_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+    """What the extension needs to know of a tokenizer: its letters may be chosen, the 20 standard ones replace them."""
+    is_letter = np.zeros(tokenizer.vocab_size, dtype=np.uint8)
+    is_letter[tokenizer.residue_ids] = 1
+    return Vocabulary(
+        cls=tokenizer.cls_id,
+        eos=tokenizer.eos_id,
+        pad=tokenizer.pad_id,
+        mask=tokenizer.mask_id,
+        is_letter=is_letter.tolist(),
+        replacements=tokenizer.standard_ids.tolist(),
     )
-    return index, corrupted

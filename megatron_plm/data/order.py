@@ -1,14 +1,16 @@
-"""The order of an epoch: a keyed pseudo-random permutation of sequence indices, in constant memory.
+"""The order of an epoch: keyed pseudo-random permutations of sequence indices, in constant memory.
 
 A balanced Feistel network over the smallest even number of bits that holds the size, walked along its cycle until the
 value is inside (Black & Rogaway 2002, "Ciphers with arbitrary finite domains"). Any position of any epoch is found
 without the others, so a resumed run needs no shuffled array.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_plm.philox import philox4x32
+from megatron_plm.philox import derive_key, philox4x32
 
 _NUM_ROUNDS = 6
 
@@ -29,6 +31,48 @@ def permute(positions: NDArray, size: int, key: int) -> NDArray[np.int64]:
         values[outside] = (left << shift) | right
         outside = outside[values[outside] >= size]
     return values.reshape(shape).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """The order in which an epoch reads `size` items, whole or in blocks.
+
+    With `block_size` 0 every position is a jump to anywhere in the file. With a block size, whole blocks of so many
+    neighbours are put in random order and `blocks_at_once` of them are mixed item by item: a reader then has at most
+    so many places open, and reads each block from front to end of its file region. What remains behind the last whole
+    block comes last, in an order of its own.
+    """
+
+    size: int
+    key: tuple[object, ...]  # purpose and coordinates that all epochs share
+    block_size: int = 0
+    blocks_at_once: int = 64
+
+    def items(self, epoch: int, positions: NDArray) -> NDArray[np.int64]:
+        """The items at `positions` (int [n], in [0, size)) of an epoch: a permutation over the whole epoch."""
+        positions = np.asarray(positions, dtype=np.int64)
+        if not self.block_size or self.block_size >= self.size:
+            return permute(positions, self.size, self._key(epoch, "all"))
+        num_blocks = self.size // self.block_size
+        whole = num_blocks * self.block_size
+        items = np.empty_like(positions)
+        tail = positions >= whole
+        if tail.any():
+            items[tail] = whole + permute(positions[tail] - whole, self.size - whole, self._key(epoch, "tail"))
+        group_size = self.blocks_at_once * self.block_size
+        for group in np.unique(positions[~tail] // group_size).tolist():
+            inside = ~tail & (positions // group_size == group)
+            first_block = group * self.blocks_at_once
+            count = min(self.blocks_at_once, num_blocks - first_block)
+            mixed = permute(
+                positions[inside] - group * group_size, count * self.block_size, self._key(epoch, "mix", group)
+            )
+            blocks = permute(first_block + mixed // self.block_size, num_blocks, self._key(epoch, "blocks"))
+            items[inside] = blocks * self.block_size + mixed % self.block_size
+        return items
+
+    def _key(self, epoch: int, *more: object) -> int:
+        return derive_key(*self.key, epoch, *more)
 
 
 def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -1,123 +1,51 @@
-"""FASTA files to an indexed dataset: the command `preprocess_data`."""
+"""Sequence files to an indexed dataset, or one for each split: the command `preprocess_data`."""
 
 import argparse
-import contextlib
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from megatron_plm import __version__
 from megatron_plm.arguments import ArgumentParser
-from megatron_plm.data.fasta import FastaTokenizer
-from megatron_plm.data.formats import BlockReader
-from megatron_plm.data.indexed import METADATA_FORMAT, METADATA_VERSION, DatasetPaths
-from megatron_plm.data.indexed_writer import IndexedDatasetWriter
-from megatron_plm.data.statistics import LengthStatistics, count_tokens, count_unknown_letters
+from megatron_plm.data.pipeline import Summary, preprocess
+from megatron_plm.data.progress import shown_progress
+from megatron_plm.data.readers import FORMATS, open_inputs
+from megatron_plm.data.rearrange import Selection
+from megatron_plm.data.report import dataset_lines, file_lines, input_lines, print_lines, selection_lines
+from megatron_plm.data.splits import parse_splits, split_prefix
 from megatron_plm.errors import UserError
 from megatron_plm.invocation import command_line
+from megatron_plm.memory import keep_freed_memory
 from megatron_plm.tokenizers import TOKENIZER_NAMES, Tokenizer, get_tokenizer
 
-_LOG_SECONDS = 10.0  # between two lines of progress where there is no terminal
+__all__ = ["main", "preprocess"]
 
-
-@dataclass(frozen=True)
-class Summary:
-    """What `preprocess` did. Lengths are in residues; `num_bytes` is FASTA text after decompression."""
-
-    paths: DatasetPaths
-    num_sequences: int
-    num_residues: int
-    min_length: int
-    mean_length: float
-    max_length: int
-    unknown_letters: dict[str, int]
-    num_bytes: int
-    seconds: float
-
-
-def preprocess(
-    inputs: Sequence[str | os.PathLike[str]],
-    output_prefix: str | os.PathLike[str],
-    tokenizer: Tokenizer,
-    *,
-    fold_case: bool = True,
-    strict: bool = False,
-    workers: int = 1,
-    force: bool = False,
-    command: str | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Summary:
-    """Write the sequences of FASTA files (plain, .gz, .zst, .bz2, .xz), in order, as one indexed dataset.
-
-    Memory is constant, and the files are the same for every number of `workers` (tokenizing threads). `command`, the
-    command line that asks for this if one does, is kept in PREFIX.json. `progress` is told, again and again, how many
-    bytes of the input files have been read. Raises UserError at the first fault of
-    an input, and leaves nothing behind then; see BlockReader, FastaTokenizer and IndexedDatasetWriter for which.
-    """
-    started = time.perf_counter()
-    lengths_seen = LengthStatistics()
-    fasta = FastaTokenizer(tokenizer, fold_case=fold_case, strict=strict, workers=workers)
-    sources: list[dict[str, Any]] = []
-    bytes_done = 0
-    with IndexedDatasetWriter(output_prefix, force=force, workers=workers) as writer:
-        for path in inputs:
-            reader = BlockReader(path)
-            for tokens, lengths in fasta.read(reader):
-                writer.append(tokens, lengths)
-                lengths_seen.add(lengths)
-                if progress is not None:
-                    progress(bytes_done + reader.position)
-            bytes_done += reader.position
-            sources.append({"path": os.fspath(path), "bytes": reader.position})
-        unknown = count_unknown_letters(fasta.byte_counts, tokenizer, fold_case=fold_case)
-        writer.commit(
-            {
-                "format": METADATA_FORMAT,
-                "version": METADATA_VERSION,
-                "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256},
-                "num_sequences": lengths_seen.count,
-                "num_residues": lengths_seen.total,
-                "num_unknown_letters": sum(unknown.values()),
-                "unknown_letters": unknown,
-                "length_histogram": lengths_seen.histogram(),
-                "token_counts": count_tokens(fasta.byte_counts, tokenizer, fold_case=fold_case),
-                "sources": sources,
-                "tool_version": __version__,
-                **({} if command is None else {"command": command}),
-            }
-        )
-    return Summary(
-        paths=writer.paths,
-        num_sequences=lengths_seen.count,
-        num_residues=lengths_seen.total,
-        min_length=lengths_seen.minimum,
-        mean_length=lengths_seen.mean,
-        max_length=lengths_seen.maximum,
-        unknown_letters=unknown,
-        num_bytes=fasta.num_bytes,
-        seconds=time.perf_counter() - started,
-    )
+_HIGHEST_SEED = 2**63 - 1
 
 
 def main(argv: Sequence[str]) -> int | None:
     """The command line of `preprocess`; see `--help`."""
+    keep_freed_memory()
     options = _parse(argv)
     tokenizer = get_tokenizer(options.tokenizer)
-    if options.output_prefix.endswith(os.sep) or Path(options.output_prefix).is_dir():
-        raise UserError(
-            f"--output-prefix '{options.output_prefix}' is a folder: expected FOLDER/NAME, to write NAME.bin, "
-            "NAME.idx and NAME.json in it"
-        )
-    total = sum(_check_input(path) for path in options.input)
-    with _shown_progress(total) as progress:
+    selection = _selection(options)
+    _check_prefix(options.output_prefix)
+    inputs = open_inputs(
+        options.input,
+        format=options.format,
+        json_key=options.json_key,
+        json_name_key=options.json_name_key,
+        column=options.column,
+        name_column=options.name_column,
+    )
+    for note in (note for source in inputs for note in source.notes):
+        print(f"note: {note}", file=sys.stderr)
+    with shown_progress(sum(source.size for source in inputs), "tokenizing") as progress:
         summary = preprocess(
-            options.input,
+            inputs,
             options.output_prefix,
             tokenizer,
+            selection=selection,
             fold_case=not options.keep_case,
             strict=options.strict,
             workers=options.workers,
@@ -125,90 +53,106 @@ def main(argv: Sequence[str]) -> int | None:
             command=command_line("preprocess-data", argv),
             progress=progress,
         )
-    _report(summary, options.output_prefix, tokenizer)
+    _report(summary, selection, options.output_prefix, tokenizer)
     return None
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="preprocess_data",
-        description="Turn FASTA files into a dataset for pretraining: PREFIX.bin, PREFIX.idx and PREFIX.json.",
+        description="Turn sequence files into a dataset for pretraining: PREFIX.bin, PREFIX.idx and PREFIX.json.",
     )
-    parser.add_argument(
-        "--input", nargs="+", required=True, metavar="FILE", help="FASTA files: plain, .gz, .zst, .bz2 or .xz"
+    source = parser.add_argument_group("input")
+    source.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="files, 'patterns*' of files, or - for standard input; plain, .gz, .zst, .bz2 or .xz",
     )
-    parser.add_argument("--output-prefix", required=True, metavar="PREFIX", help="where to write, without extension")
-    parser.add_argument(
+    source.add_argument("--format", metavar="NAME", help=f"one of {', '.join(FORMATS)} (default: told by the content)")
+    source.add_argument("--json-key", default="sequence", metavar="KEY", help="JSONL: the sequence (default: sequence)")
+    source.add_argument("--json-name-key", default="id", metavar="KEY", help="JSONL: its name (default: id)")
+    source.add_argument(
+        "--column", default="sequence", metavar="NAME", help="CSV, TSV, Parquet: the sequence's (default: sequence)"
+    )
+    source.add_argument(
+        "--name-column", default="id", metavar="NAME", help="CSV, TSV, Parquet: the name's (default: id)"
+    )
+    source.add_argument(
         "--tokenizer", default="esm2", metavar="NAME", help=f"one of {', '.join(TOKENIZER_NAMES)} (default: esm2)"
     )
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="tokenizing threads (default: 1)")
-    parser.add_argument("--strict", action="store_true", help="stop at a letter that the tokenizer doesn't know")
-    parser.add_argument(
+    source.add_argument("--strict", action="store_true", help="stop at a letter that the tokenizer doesn't know")
+    source.add_argument(
         "--keep-case", action="store_true", help="don't read lower-case letters as upper-case: they are unknown"
     )
-    parser.add_argument("--force", action="store_true", help="replace an existing dataset")
+    choice = parser.add_argument_group("what is kept, and in which order")
+    choice.add_argument("--min-length", type=int, metavar="N", help="leave out sequences of fewer than N tokens")
+    choice.add_argument("--max-length", type=int, metavar="N", help="leave out sequences of more than N tokens")
+    choice.add_argument("--dedup", action="store_true", help="keep only the first of sequences with the same letters")
+    choice.add_argument(
+        "--clusters",
+        metavar="FILE",
+        help="table of two tab-separated columns, cluster and member, plain or compressed: each cluster becomes one "
+        "document, of which an epoch draws one member; a sequence that it doesn't name is a cluster of its own",
+    )
+    choice.add_argument(
+        "--split",
+        metavar="NAME=FRACTION,...",
+        help="write PREFIX_train, PREFIX_valid, PREFIX_test, as train=0.98,valid=0.01,test=0.01 says: by a hash of the "
+        "letters (with --clusters, of the cluster's name), so that the same protein is always in the same split",
+    )
+    choice.add_argument("--shuffle", action="store_true", help="write the sequences, or clusters, in random order")
+    choice.add_argument("--seed", type=int, metavar="N", help="of --shuffle (default: 1)")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output-prefix", required=True, metavar="PREFIX", help="where to write, without extension")
+    output.add_argument("--force", action="store_true", help="replace an existing dataset")
+    output.add_argument("--workers", type=int, default=1, metavar="N", help="tokenizing threads (default: 1)")
     options = parser.parse(argv)
     if options.workers < 1:
         raise UserError(f"--workers must be 1 or more, not {options.workers}")
     return options
 
 
-def _check_input(path: str) -> int:
-    """Return the file's size, 0 for a pipe; a missing or empty file is found here, before anything is written."""
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        return 0  # looking into a pipe would take from it
-    reader = BlockReader(path)
-    reader.close()
-    if reader.note:
-        print(f"note: {reader.note}", file=sys.stderr)
-    return reader.size
-
-
-@contextlib.contextmanager
-def _shown_progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, a line every ten seconds elsewhere; `total` and what is told are bytes of input."""
-    if not sys.stderr.isatty():
-        last = time.monotonic()
-
-        def log(num_bytes: int) -> None:
-            nonlocal last
-            if time.monotonic() - last >= _LOG_SECONDS:
-                last = time.monotonic()
-                share = f" ({num_bytes / total:.0%})" if total else ""
-                print(f"read {num_bytes / 1e6:,.0f} MB{share}", file=sys.stderr, flush=True)
-
-        yield log
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+def _selection(options: argparse.Namespace) -> Selection:
+    """What the flags of the second group ask for; raises UserError where they contradict each other."""
+    low, high = options.min_length, options.max_length
+    for flag, value in (("--min-length", low), ("--max-length", high)):
+        if value is not None and value < 1:
+            raise UserError(f"{flag} must be 1 or more, not {value}")
+    if low is not None and high is not None and low > high:
+        raise UserError(f"--min-length {low} is above --max-length {high}: nothing would be left")
+    if options.seed is not None and not options.shuffle:
+        raise UserError("--seed is that of --shuffle: give --shuffle too, or leave it out")
+    seed = 1 if options.seed is None else options.seed
+    if not 0 <= seed <= _HIGHEST_SEED:
+        raise UserError(f"--seed must be 0 to {_HIGHEST_SEED}, not {seed}")
+    return Selection(
+        min_length=low,
+        max_length=high,
+        dedup=options.dedup,
+        splits=None if options.split is None else parse_splits(options.split),
+        shuffle_seed=seed if options.shuffle else None,
+        clusters=options.clusters,
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("tokenizing", total=total or None)
-        yield lambda num_bytes: bar.update(task, completed=num_bytes)
 
 
-def _report(summary: Summary, prefix: str, tokenizer: Tokenizer) -> None:
-    unknown = "none"
-    if summary.unknown_letters:
-        count = sum(summary.unknown_letters.values())
-        letters = ", ".join(f"{letter} {n:,}" for letter, n in summary.unknown_letters.items())
-        share = f"{100 * count / summary.num_residues:.2g} %"
-        unknown = f"{count:,} ({share}), written as {tokenizer.tokens[tokenizer.unk_id]}: {letters}"
-    megabytes = summary.num_bytes / 1e6
-    speed = f"{megabytes / summary.seconds:,.0f} MB/s of {megabytes:,.1f} MB FASTA"
-    print(f"sequences        {summary.num_sequences:,}")
-    print(f"residues         {summary.num_residues:,}")
-    print(f"lengths          {summary.min_length:,} to {summary.max_length:,}, mean {summary.mean_length:,.1f}")
-    print(f"unknown letters  {unknown}")
-    print(f"time             {summary.seconds:.2f} s, {speed}")
-    print(f"wrote            {summary.paths.bin}, {summary.paths.idx}, {summary.paths.json}")
+def _check_prefix(prefix: str) -> None:
+    if prefix.endswith(os.sep) or Path(prefix).is_dir():
+        raise UserError(
+            f"--output-prefix '{prefix}' is a folder: expected FOLDER/NAME, to write NAME.bin, NAME.idx and NAME.json "
+            "in it"
+        )
+
+
+def _report(summary: Summary, selection: Selection, prefix: str, tokenizer: Tokenizer) -> None:
+    print_lines(dataset_lines(summary.datasets))
+    print_lines(selection_lines(summary, selection))
+    print_lines(input_lines(summary, tokenizer))
+    print_lines(file_lines(summary.datasets))
+    names = selection.split_names
+    train = split_prefix(prefix, "train" if "train" in names else names[0])
+    valid = ["--valid-data-path", split_prefix(prefix, "valid")] if "valid" in names else []
     vocabulary = [] if tokenizer.name == "esm2" else ["--tokenizer", tokenizer.name]
-    flags = ["--preset", "esm2-8m", *vocabulary, "--data-path", prefix, "--save", f"runs/{Path(prefix).name}"]
+    flags = ["--preset", "esm2-8m", *vocabulary, "--data-path", train, *valid, "--save", f"runs/{Path(prefix).name}"]
     print(f"next:            {command_line('pretrain', flags)}")

@@ -1,8 +1,11 @@
 """What a dataset holds, counted while it is written: lengths and letters."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
+from megatron_plm.data.indexed import METADATA_FORMAT, METADATA_VERSION
 from megatron_plm.tokenizers import Tokenizer
 
 # 1, 2, ..., 8, then four bins to every doubling, up to the format's longest sequence.
@@ -58,3 +61,14 @@ def count_unknown_letters(
         letter = chr(byte).upper() if fold_case else chr(byte)
         counts[letter] = counts.get(letter, 0) + int(byte_counts[byte])
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def description(tokenizer: Tokenizer, contents: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
+    """What PREFIX.json says, but for the checksums: what made the dataset, what it holds and where it comes from."""
+    return {
+        "format": METADATA_FORMAT,
+        "version": METADATA_VERSION,
+        "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256},
+        **contents,
+        **origin,
+    }

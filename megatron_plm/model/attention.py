@@ -4,6 +4,7 @@ Shapes: T packed tokens, N heads, H head size.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +39,10 @@ def _has_flash_attention(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
 
 
-def packed_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, sequences: Sequences) -> Tensor:
-    """Softmax attention inside each sequence, scaled by H^-½; returns [T, N, H].
+def packed_attention(
+    q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, sequences: Sequences, *, causal: bool = False
+) -> Tensor:
+    """Softmax attention inside each sequence, scaled by H^-½; returns [T, N, H]. `causal` hides what comes later.
 
     On a GPU all sequences are one call of variable-length flash attention, which exists for 16-bit numbers only. In
     fp32, and on the CPU, each sequence is one call of the fused kernel.
@@ -49,14 +52,16 @@ def packed_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, sequences: Seq
         from torch.nn.attention.varlen import varlen_attn
 
         cuts, longest = sequences.cu_seqlens, sequences.max_length
-        out_TNH = varlen_attn(q_TNH, k_TNH, v_TNH, cuts, cuts, longest, longest)
+        # The window of a causal token reaches back to the first and ahead to none.
+        window: dict[str, Any] = {"window_size": (-1, 0)} if causal else {}
+        out_TNH = varlen_attn(q_TNH, k_TNH, v_TNH, cuts, cuts, longest, longest, **window)
         assert isinstance(out_TNH, Tensor)  # a pair only where the logarithms of the sums are asked for too
         return out_TNH
     parts = (x.split(sequences.lengths) for x in (q_TNH, k_TNH, v_TNH))
-    return torch.cat([_attend(q, k, v) for q, k, v in zip(*parts, strict=True)])
+    return torch.cat([_attend(q, k, v, causal) for q, k, v in zip(*parts, strict=True)])
 
 
-def _attend(q_LNH: Tensor, k_LNH: Tensor, v_LNH: Tensor) -> Tensor:
+def _attend(q_LNH: Tensor, k_LNH: Tensor, v_LNH: Tensor, causal: bool) -> Tensor:
     """Attention of one sequence of L tokens; torch takes its fused CPU kernel only for four dims [1, N, L, H]."""
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_LNH, k_LNH, v_LNH))
-    return F.scaled_dot_product_attention(q, k, v).squeeze(0).transpose(0, 1)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).squeeze(0).transpose(0, 1)

@@ -23,6 +23,7 @@ class Attention(nn.Module):
     def __init__(self, options: ModelOptions) -> None:
         super().__init__()
         self.head_dim = options.head_dim
+        self.causal = options.objective == "clm"
         # Rows of the weight are ordered [head, (query, key, value), head size]: a cut between heads keeps them whole.
         self.qkv = Linear(options.hidden_size, 3 * options.hidden_size)
         self.out = Linear(options.hidden_size, options.hidden_size)
@@ -31,7 +32,7 @@ class Attention(nn.Module):
         B, L, _ = x_BLD.shape
         qkv_TN3H = self.qkv(x_BLD).view(B * L, -1, 3, self.head_dim)
         q_TNH, k_TNH = rotate(qkv_TN3H[:, :, :2], *rotary).unbind(2)
-        out_TNH = packed_attention(q_TNH, k_TNH, qkv_TN3H[:, :, 2], sequences)
+        out_TNH = packed_attention(q_TNH, k_TNH, qkv_TN3H[:, :, 2], sequences, causal=self.causal)
         return self.out(out_TNH.reshape(B, L, -1))
 
 

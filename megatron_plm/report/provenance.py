@@ -60,12 +60,14 @@ def _preprocessings(run: Run) -> list[Command]:
     data = tomllib.loads(run.config).get("data")
     purposes: dict[str, list[str]] = {}
     for key, what in _DATASETS.items():
-        prefix = data.get(key) if isinstance(data, dict) else None
-        if not isinstance(prefix, str) or not os.path.isfile(f"{prefix}.json"):
-            continue
-        dataset = read_object(_Dataset, Path(f"{prefix}.json"), "make the dataset again")
-        if dataset.command is not None:
-            purposes.setdefault(dataset.command, []).append(what)
+        words = data.get(key) if isinstance(data, dict) else None
+        # One prefix, or several, with their weights between them: a weight names no file.
+        for prefix in words if isinstance(words, list) else [words]:
+            if not os.path.isfile(f"{prefix}.json"):
+                continue
+            dataset = read_object(_Dataset, Path(f"{prefix}.json"), "make the dataset again")
+            if dataset.command is not None:
+                purposes.setdefault(dataset.command, []).append(what)
     return [Command(f"Preprocessing of the {' and '.join(whats)}", line) for line, whats in purposes.items()]
 
 

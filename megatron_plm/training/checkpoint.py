@@ -25,7 +25,7 @@ from megatron_plm.checkpoint_format import (
     write_description,
 )
 from megatron_plm.config.options import Config
-from megatron_plm.data.packing import Cursor
+from megatron_plm.data.blend import Cursor
 from megatron_plm.distributed_checkpoint import (
     READ_ERRORS,
     SafePlanner,
@@ -85,7 +85,7 @@ def load_checkpoint(run: Run, source: Path) -> Path:
     set_state_dict(run.model, run.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     for group, asked in zip(run.optimizer.param_groups, settings, strict=True):
         group.update(asked)
-    run.progress = Progress(saved.step, saved.consumed_tokens, Cursor(**saved.cursor))
+    run.progress = Progress(Cursor.from_dict(saved.cursor), saved.step, saved.consumed_tokens)
     return path
 
 
@@ -141,15 +141,16 @@ def _check_resumable(path: Path, saved_config: Config, saved: CheckpointState, r
     new = run.config
     pairs = _model_options(saved_config, new)
     pairs += [
-        (name, getattr(saved_config.data, name), getattr(new.data, name))
-        for name in ("seq_length", "packing_window", "mask_prob")
+        (name, value, getattr(new.data, name))
+        for name, value in asdict(saved_config.data).items()
+        if name not in ("data_path", "valid_data_path", "num_workers")
     ]
     pairs.append(("seed", saved_config.training.seed, new.training.seed))
     _refuse_differences("--load", path, pairs)
     if saved.data_sha256 != run.datasets.train.sha256:
         raise UserError(
-            f"--load {path}: --data-path {new.data.data_path} is not the dataset of that run, so its position in the "
-            "data means nothing here; give the same dataset, or begin a new run from the weights with "
+            f"--load {path}: --data-path {' '.join(new.data.data_path or ())} is not the dataset of that run, so its "
+            "position in the data means nothing here; give the same dataset, or begin a new run from the weights with "
             "--pretrained-checkpoint"
         )
 

@@ -42,8 +42,9 @@ def train(run: Run, log: RunLog, stop: StopRequest) -> str:
         metrics = train_step(run, step)
         if not metrics.num_labels:
             raise UserError(
-                f"--data-path {run.config.data.data_path}: a whole batch holds no letter that the tokenizer knows, so "
-                "nothing can be predicted; make the dataset again, without --keep-case if its letters are lower-case"
+                f"--data-path {' '.join(run.config.data.data_path or ())}: a whole batch holds no letter that the "
+                "tokenizer knows, so nothing can be predicted; make the dataset again, without --keep-case if its "
+                "letters are lower-case"
             )
         progress.step += 1
         progress.consumed_tokens += metrics.num_tokens
@@ -99,8 +100,8 @@ def evaluate(run: Run) -> dict[str, float]:
 
     `loss` is the training objective, over all labels. A tenth of those stand in the input and another tenth stand
     beside a wrong letter, which gives part of the answer away; so `perplexity` and `accuracy` count only the labels
-    whose token is hidden behind <mask>. `unigram_perplexity` is that of the best prediction of the same labels
-    without context: their own frequencies. `num_labels` is how many those are.
+    whose token is hidden behind <mask>; of a causal model, all. `unigram_perplexity` is that of the best
+    prediction of the same labels without context: their own frequencies. `num_labels` is how many those are.
     """
     assert run.valid_loader is not None
     run.model.eval()
@@ -112,25 +113,27 @@ def evaluate(run: Run) -> dict[str, float]:
             on_device = batch.to(run.world.device)
             loss, logits_BMV = _loss(run, on_device)
             inputs = on_device.tokens.gather(1, on_device.label_index)
-            hidden = (on_device.label_id >= 0) & (inputs == tokenizer.mask_id)
-            logits, labels = logits_BMV[hidden].float(), on_device.label_id[hidden]
-            hidden_loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+            scored = on_device.label_id >= 0
+            if run.config.model.objective == "mlm":
+                scored &= inputs == tokenizer.mask_id
+            logits, labels = logits_BMV[scored].float(), on_device.label_id[scored]
+            scored_loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
             num_right = (logits.argmax(-1) == labels).sum()
-            sums += torch.stack([loss, torch.full_like(loss, batch.num_labels), hidden_loss, num_right])
+            sums += torch.stack([loss, torch.full_like(loss, batch.num_labels), scored_loss, num_right])
             counts += torch.bincount(labels, minlength=tokenizer.vocab_size)
-    loss_sum, num_labels, hidden_sum, right, *label_counts = run.world.sum(*sums.tolist(), *counts.tolist())
-    num_hidden = sum(label_counts)
-    if not num_hidden:
+    loss_sum, num_labels, scored_sum, right, *label_counts = run.world.sum(*sums.tolist(), *counts.tolist())
+    num_scored = sum(label_counts)
+    if not num_scored:
         raise UserError(
-            f"--valid-data-path {run.config.data.valid_data_path}: no letter of it was hidden behind <mask>; give more "
-            "proteins, or a larger --eval-iters"
+            f"--valid-data-path {' '.join(run.config.data.valid_data_path or ())}: no letter of it was hidden; give "
+            "more proteins, or a larger --eval-iters"
         )
-    check_finite(run.progress.step, hidden_sum / num_hidden, 0.0)
-    unigram = -sum(n / num_hidden * math.log(n / num_hidden) for n in label_counts if n)
+    check_finite(run.progress.step, scored_sum / num_scored, 0.0)
+    unigram = -sum(n / num_scored * math.log(n / num_scored) for n in label_counts if n)
     return {
         "loss": loss_sum / max(1.0, num_labels),
-        "perplexity": math.exp(min(hidden_sum / num_hidden, _LARGEST_EXPONENT)),
-        "accuracy": right / num_hidden,
+        "perplexity": math.exp(min(scored_sum / num_scored, _LARGEST_EXPONENT)),
+        "accuracy": right / num_scored,
         "unigram_perplexity": math.exp(unigram),
         "num_labels": int(sum(label_counts)),
     }

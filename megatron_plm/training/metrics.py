@@ -77,6 +77,7 @@ class RunLog:
             "consumed_tokens": progress.consumed_tokens,
             "fill": tokens / row_tokens,
             "cropped": sum(step.num_cropped for step in steps),  # proteins
+            "epochs": self._run.train_loader.epochs(progress.cursor),  # of each dataset
             "tokens_per_second": tokens / (now - self._interval.started),
             "elapsed_seconds": now - self._start,
         }

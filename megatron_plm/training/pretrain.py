@@ -18,6 +18,7 @@ from megatron_plm.files import atomic_file
 from megatron_plm.invocation import EXIT_CODE_FILE, command_line
 from megatron_plm.kernels.linear import linear_path
 from megatron_plm.machine import package_versions, processor_name
+from megatron_plm.memory import keep_freed_memory
 from megatron_plm.model.attention import attention_path
 from megatron_plm.parallel.mesh import World, check_devices, joined_world, local_rank, world_size
 from megatron_plm.training.checkpoint import load_checkpoint, load_pretrained_weights
@@ -39,6 +40,7 @@ _SECONDS_TO_AGREE = 10.0
 
 def main(argv: Sequence[str]) -> int:
     """Train as `argv` says; returns the exit code. Raises UserError for what the user can mend."""
+    keep_freed_memory()
     try:
         config, print_config = load_config(argv)
         found = problems(config, world_size=world_size())
@@ -102,7 +104,7 @@ def _pretrain(config: Config, world: World, datasets: Datasets, argv: Sequence[s
     description = _description(run, argv)
     log.start(description)
     log.say(
-        f"{description['num_parameters']:,} parameters, {len(datasets.train):,} proteins, "
+        f"{description['num_parameters']:,} parameters, {datasets.train.num_sequences:,} proteins, "
         f"{world.size} process{'es' if world.size > 1 else ''} on {world.device.type}{begun_with}\n"
         f"{description['kernels']}" + ("" if directory else "\nnothing will be saved, as --save was not given")
     )
@@ -154,7 +156,7 @@ def _description(run: Run, argv: Sequence[str]) -> dict[str, Any]:
         "world_size": world.size,
         "num_parameters": sum(p.numel() for p in run.model.parameters()),
         "seed": run.config.training.seed,
-        "train_sequences": len(run.datasets.train),
+        "train_sequences": run.datasets.train.num_sequences,
         "train_residues": run.datasets.train.num_tokens,
     }
 

@@ -1,13 +1,13 @@
 """Everything one training run consists of, and how it is built from a configuration."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from megatron_plm.config.options import Config
-from megatron_plm.data.indexed import IndexedDataset
+from megatron_plm.data.blend import Cursor
 from megatron_plm.data.loader import Loader
-from megatron_plm.data.packing import Cursor
+from megatron_plm.data.mixture import Mixture, open_mixture
 from megatron_plm.errors import UserError
 from megatron_plm.model.initialize import initialize
 from megatron_plm.model.transformer import MaskedLanguageModel
@@ -22,17 +22,17 @@ class Datasets:
     """The opened datasets of a run and the vocabulary they share with the model."""
 
     tokenizer: Tokenizer
-    train: IndexedDataset
-    valid: IndexedDataset | None
+    train: Mixture
+    valid: Mixture | None
 
 
 @dataclass
 class Progress:
     """How far the run is; with the weights and the optimizer state all that a resumed run needs."""
 
+    cursor: Cursor
     step: int = 0
     consumed_tokens: int = 0
-    cursor: Cursor = field(default_factory=Cursor)
 
 
 @dataclass
@@ -52,27 +52,13 @@ class Run:
 def open_datasets(config: Config) -> Datasets:
     """Open the datasets and check them against the model's tokenizer; raises UserError."""
     tokenizer = get_tokenizer(config.model.tokenizer)
-    if config.data.data_path is None:
+    if not config.data.data_path:
         raise UserError("--data-path is missing: give the prefix that tools/preprocess_data.py wrote")
 
-    def opened(prefix: str, flag: str) -> IndexedDataset:
-        dataset = IndexedDataset(prefix)
-        made_with = dataset.metadata.get("tokenizer")
-        if made_with is None:
-            raise UserError(
-                f"{flag} {prefix}: {prefix}.json is missing, which says what tokenizer the dataset was made with; "
-                "make the dataset with tools/preprocess_data.py"
-            )
-        if made_with["sha256"] != tokenizer.sha256:
-            raise UserError(
-                f"{flag} {prefix}: the dataset was made with tokenizer {made_with['name']!r} and the model has "
-                f"{tokenizer.name!r}; preprocess the FASTA file again with --tokenizer {tokenizer.name}"
-            )
-        return dataset
-
-    train = opened(config.data.data_path, "--data-path")
+    train = open_mixture(config.data.data_path, tokenizer, flag="--data-path")
     valid_path = config.data.valid_data_path
-    return Datasets(tokenizer, train, opened(valid_path, "--valid-data-path") if valid_path else None)
+    valid = open_mixture(valid_path, tokenizer, flag="--valid-data-path") if valid_path else None
+    return Datasets(tokenizer, train, valid)
 
 
 def build_run(config: Config, world: World, datasets: Datasets) -> Run:
@@ -89,31 +75,32 @@ def build_run(config: Config, world: World, datasets: Datasets) -> Run:
         betas=(training.adam_beta1, training.adam_beta2),
         eps=training.adam_eps,
     )
+    train_loader = _build_loader(config, world, datasets.train, datasets.tokenizer, "train")
+    valid = datasets.valid
     return Run(
         config=config,
         world=world,
         datasets=datasets,
         model=model,
         optimizer=optimizer,
-        train_loader=_build_loader(config, world, datasets.train, datasets.tokenizer, "train"),
-        valid_loader=_build_loader(config, world, datasets.valid, datasets.tokenizer, "valid")
-        if datasets.valid
-        else None,
-        progress=Progress(),
+        train_loader=train_loader,
+        valid_loader=_build_loader(config, world, valid, datasets.tokenizer, "valid") if valid else None,
+        progress=Progress(cursor=train_loader.start()),
     )
 
 
-def _build_loader(
-    config: Config, world: World, dataset: IndexedDataset, tokenizer: Tokenizer, dataset_id: str
-) -> Loader:
+def _build_loader(config: Config, world: World, mixture: Mixture, tokenizer: Tokenizer, name: str) -> Loader:
     return Loader(
-        dataset,
+        mixture.datasets,
+        mixture.weights,
         config.data,
         tokenizer,
+        objective=config.model.objective,
         micro_batch_size=config.training.micro_batch_size,
         global_batch_size=config.training.global_batch_size,
         seed=config.training.seed,
-        dataset_id=dataset_id,
+        name=name,
         rank=world.rank,
         world_size=world.size,
+        pin_memory=world.device.type == "cuda",
     )

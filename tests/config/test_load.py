@@ -80,8 +80,9 @@ def test_every_option_is_a_flag_of_its_type_and_reaches_its_field():
         if entry.type is bool:
             values = {f"--no-{entry.flag[2:]}": False, entry.flag: True}
         else:
-            text = {int: "17", float: "0.375", str: entry.choices[-1] if entry.choices else "some text"}[entry.type]
-            values = {f"{entry.flag}={text}": entry.type(text)}
+            word = entry.choices[-1] if entry.choices else "some text"
+            text = {int: "17", float: "0.375", str: word, tuple: word}[entry.type]
+            values = {f"{entry.flag}={text}": (text,) if entry.type is tuple else entry.type(text)}
         for flag, value in values.items():
             assert getattr(getattr(resolve(flag), entry.group), entry.name) == value, flag
 
@@ -163,6 +164,7 @@ def _values(entry):
         int: st.integers(-(2**63), 2**63 - 1),
         float: st.floats(allow_nan=False, allow_infinity=False),
         str: st.sampled_from(entry.choices) if entry.choices else texts,
+        tuple: st.lists(texts, min_size=1).map(tuple),
     }
     return kinds[entry.type] | st.none() if entry.optional else kinds[entry.type]
 
@@ -180,8 +182,18 @@ def test_any_configuration_survives_toml(values, preset):
     "text", ["", '"', "'", "\\", "\n\t\r\b\f\x00\x1f", "\x7f", "\x85\u2028\ufeff", "ä/€/𝕏", "[model]", "a = 1 # b"]
 )
 def test_any_text_survives_toml(text):
-    config = config_from_values({"data_path": text}, preset=text)
+    config = config_from_values({"data_path": (text, "0.5"), "save": text}, preset=text)
     assert from_toml(to_toml(config), place="here") == config
+
+
+def test_several_datasets_are_words_behind_the_flag_and_a_list_in_toml(toml):
+    blend = ("0.7", "a b", "0.3", "c")
+    assert resolve("--data-path", *blend, "--seed", "1").data.data_path == blend
+    assert resolve(*toml('[data]\ndata_path = [0.7, "a b", 0.3, "c"]\n')).data.data_path == blend
+    assert resolve(*toml('[data]\ndata_path = "a b"\n')).data.data_path == ("a b",)
+    for wrong in ("3", "[[1]]", "true", "{}"):
+        with pytest.raises(UserError, match="data_path must be a string or a list"):
+            resolve(*toml(f"[data]\ndata_path = {wrong}\n"))
 
 
 def test_the_saved_configuration_resolves_to_itself(toml):
@@ -228,6 +240,11 @@ IMPOSSIBLE = [
     )),
     *(([f"{flag}=1"], [flag, "not 1.0"]) for flag in ("--adam-beta1", "--adam-beta2", "--mask-prob")),
     (["--mask-prob=0"], ["--mask-prob", "not 0.0"]),
+    (["--mask-span-length=0.5"], ["--mask-span-length", "at least 1", "not 0.5"]),
+    (["--mask-token-share=0.8", "--mask-random-share=0.3"], ["--mask-token-share 0.8", "--mask-random-share 0.3"]),
+    (["--mask-random-share=-0.1"], ["--mask-random-share -0.1", "0 or more"]),
+    (["--shuffle-block-size=-1"], ["--shuffle-block-size", "not -1"]),
+    (["--num-workers=-1"], ["--num-workers", "not -1"]),
     (["--seq-length=15"], ["--seq-length", "at least 16", "not 15"]),
     (["--min-lr=0.1", "--lr=0.01"], ["--min-lr 0.1", "--lr 0.01"]),
     (["--num-attention-heads=7"], ["--hidden-size 320", "--num-attention-heads 7", "that do: 4, 5, 8"]),

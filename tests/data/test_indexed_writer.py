@@ -20,7 +20,7 @@ from test_indexed import pack
 from megatron_plm import files
 from megatron_plm.data import indexed_writer
 from megatron_plm.data.indexed import IndexedDataset
-from megatron_plm.data.indexed_writer import IndexedDatasetWriter
+from megatron_plm.data.indexed_writer import IndexedDatasetWriter, publish
 from megatron_plm.errors import UserError
 
 METADATA = {"format": "megatron-plm-dataset", "version": 1, "num_sequences": 3, "num_residues": 7}
@@ -71,15 +71,96 @@ def test_lengths_may_come_after_their_tokens(tmp_path: Path) -> None:
     assert [sequence.tolist() for sequence in IndexedDataset(tmp_path / "p")] == SEQUENCES
 
 
+DTYPES = ["uint8", "uint16", "int32"]
+TOKENS = {"uint8": [0, 255], "uint16": [0, 255, 256, 65535], "int32": [0, 65536, 2**31 - 1, -1]}
+DOCUMENTS = st.lists(
+    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), min_size=1, max_size=4), min_size=1, max_size=6
+)
+
+
+def write_documents(prefix: Path, documents: list[list[np.ndarray]], dtype: str, chunk: int) -> None:
+    """Write documents of sequences, some sequences at a time."""
+    sequences = list(itertools.chain(*documents))
+    starts = [place == 0 for document in documents for place in range(len(document))]
+    with IndexedDatasetWriter(prefix, dtype=dtype, documents=True) as writer:
+        for first in range(0, len(sequences), chunk):
+            part = sequences[first : first + chunk]
+            lengths = np.array([len(sequence) for sequence in part], dtype=np.int32)
+            writer.append(np.concatenate(part), lengths, np.array(starts[first : first + chunk]))
+        assert (writer.num_sequences, writer.num_documents) == (len(sequences), len(documents))
+        writer.commit({**METADATA, "num_sequences": len(sequences), "num_residues": sum(map(len, sequences))})
+
+
 @pytest.mark.filterwarnings("ignore:::megatron")
-def test_megatron_core_reads_what_we_write(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=15, deadline=None)  # each example waits for the disk
+@given(DOCUMENTS, st.integers(1, 5))
+def test_documents_are_written_byte_by_byte_as_megatron_core_does(
+    tmp_path_factory: pytest.TempPathFactory, dtype: str, drawn: list[list[list[int]]], chunk: int
+) -> None:
     from megatron.core.datasets import indexed_dataset
 
-    write(tmp_path / "p")
-    dataset = indexed_dataset.IndexedDataset(str(tmp_path / "p"))
-    assert [dataset[i].tolist() for i in range(len(dataset))] == SEQUENCES
-    assert dataset.document_indices.tolist() == [0, 1, 2, 3]
-    assert dataset.sequence_lengths.tolist() == [3, 1, 3]
+    folder = tmp_path_factory.mktemp("written")
+    choices = np.array(TOKENS[dtype], dtype=dtype)
+    documents = [[choices[np.array(ids) % len(choices)] for ids in document] for document in drawn]
+    write_documents(folder / "p", documents, dtype, chunk)
+    builder = indexed_dataset.IndexedDatasetBuilder(str(folder / "q.bin"), dtype=np.dtype(dtype).type)
+    for document in documents:
+        builder.add_document(np.concatenate(document), [len(sequence) for sequence in document])
+    builder.finalize(str(folder / "q.idx"))
+    for end in ("bin", "idx"):
+        assert (folder / f"p.{end}").read_bytes() == (folder / f"q.{end}").read_bytes()
+    expected = [sequence.tolist() for document in documents for sequence in document]
+    theirs = indexed_dataset.IndexedDataset(str(folder / "p"))
+    assert [theirs[i].tolist() for i in range(len(theirs))] == expected
+    ours = IndexedDataset(folder / "q")
+    assert [sequence.tolist() for sequence in ours] == expected
+    assert ours.num_documents == len(documents)
+    assert ours.tokens.dtype == dtype
+
+
+def test_an_append_that_does_not_fit_the_writer_is_refused(tmp_path: Path) -> None:
+    one = np.array([1], dtype=np.int32)
+    with IndexedDatasetWriter(tmp_path / "p", dtype=np.uint16) as writer:
+        with pytest.raises(ValueError, match="not what the writer was made for"):
+            writer.append(np.array([1], dtype=np.uint8), one)
+        with pytest.raises(ValueError, match="not what the writer was made for"):
+            writer.append(np.array([1], dtype=np.uint16), one, np.array([True]))
+    with (
+        IndexedDatasetWriter(tmp_path / "p", documents=True) as writer,
+        pytest.raises(ValueError, match="not what the writer was made for"),
+    ):
+        writer.append(np.array([1], dtype=np.uint8), one)
+    assert names(tmp_path) == []
+
+
+def test_the_work_folder_goes_with_the_writer_or_with_the_next_run(tmp_path: Path) -> None:
+    with IndexedDatasetWriter(tmp_path / "p") as writer:
+        folder = writer.work_folder()
+        (folder / "some").write_bytes(b"x")
+        assert folder.parent == tmp_path
+        append(writer, SEQUENCES)
+        writer.commit(METADATA)
+    assert names(tmp_path) == ["p.bin", "p.idx", "p.json"]
+    left = tmp_path / "q.work.0123abcd.tmp"
+    left.mkdir()
+    (left / "some").write_bytes(b"x")
+    (tmp_path / "q.work.of-someone").mkdir()
+    write(tmp_path / "q")
+    assert names(tmp_path) == ["p.bin", "p.idx", "p.json", "q.bin", "q.idx", "q.json", "q.work.of-someone"]
+
+
+def test_several_datasets_are_published_together_or_not_at_all(tmp_path: Path) -> None:
+    with IndexedDatasetWriter(tmp_path / "p") as first, IndexedDatasetWriter(tmp_path / "q") as second:
+        for writer in (first, second):
+            append(writer, SEQUENCES)
+            writer.complete(METADATA)
+        (tmp_path / "q.idx").write_bytes(b"of another program")
+        with pytest.raises(UserError, match=r"q\.idx' exists already"):
+            publish([first, second])
+        (tmp_path / "q.idx").unlink()
+        publish([first, second])
+    assert names(tmp_path) == [f"{prefix}.{end}" for prefix in "pq" for end in ("bin", "idx", "json")]
 
 
 def test_leaving_without_commit_leaves_nothing(tmp_path: Path) -> None:

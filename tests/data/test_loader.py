@@ -1,52 +1,49 @@
 """The loader: global batches do not depend on the layout, and batches hold what they say."""
 
 import hashlib
-from itertools import pairwise
+import itertools
+import threading
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
+from rows_reference import MemoryDataset, assert_batch_holds
 
 from megatron_plm.config.options import DataOptions
-from megatron_plm.data.loader import IGNORED_LABEL, Loader
-from megatron_plm.data.packing import Cursor
+from megatron_plm.data.blend import Cursor
+from megatron_plm.data.loader import Loader
+from megatron_plm.errors import UserError
 from megatron_plm.tokenizers import get_tokenizer
 
 TOKENIZER = get_tokenizer("esm2")
 OPTIONS = DataOptions(seq_length=256, packing_window=64)
+START = Cursor.start(2)
 
 
-class MemoryDataset:
-    """Proteins in memory, with the interface of IndexedDataset that the loader uses."""
-
-    prefix = "memory"
-
-    def __init__(self, num_sequences=150):
-        rng = np.random.default_rng(4)
-        self.lengths = rng.integers(1, 600, num_sequences).astype(np.int32)
-        self._proteins = [rng.choice(TOKENIZER.residue_ids, n).astype(np.uint8) for n in self.lengths]
-
-    def __len__(self):
-        return len(self._proteins)
-
-    def __getitem__(self, index):
-        return self._proteins[index]
+def dataset(seed, num_sequences=150, longest=600):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, longest, num_sequences)
+    return MemoryDataset([rng.choice(TOKENIZER.residue_ids, n).astype(np.uint8) for n in lengths])
 
 
-DATASET = MemoryDataset()
+DATASETS = [dataset(4), dataset(5, 60)]
+WEIGHTS = [0.7, 0.3]
 
 
-def loader(rank=0, world_size=1, micro_batch_size=2, global_batch_size=8, dataset=DATASET):
+def loader(rank=0, world_size=1, micro_batch_size=2, global_batch_size=8, datasets=DATASETS, options=OPTIONS, **more):
     return Loader(
-        dataset,
-        OPTIONS,
+        datasets,
+        WEIGHTS[: len(datasets)],
+        options,
         TOKENIZER,
         micro_batch_size=micro_batch_size,
         global_batch_size=global_batch_size,
         seed=1,
-        dataset_id="train",
+        name="train",
         rank=rank,
         world_size=world_size,
+        **more,
     )
 
 
@@ -62,8 +59,8 @@ def row_digests(step):
 
 @pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, 8), (2, 1), (2, 4), (4, 2), (8, 1)])
 def test_global_batches_are_the_same_at_every_layout(world_size, micro_batch_size):
-    reference = loader().steps(Cursor())
-    ranks = [loader(r, world_size, micro_batch_size).steps(Cursor()) for r in range(world_size)]
+    reference = loader().steps(START)
+    ranks = [loader(r, world_size, micro_batch_size).steps(START) for r in range(world_size)]
     for _ in range(6):
         expected = next(reference)
         shares = [next(rank) for rank in ranks]
@@ -72,9 +69,9 @@ def test_global_batches_are_the_same_at_every_layout(world_size, micro_batch_siz
 
 
 def test_a_resumed_loader_goes_on_at_another_layout():
-    reference = loader().steps(Cursor())
+    reference = loader().steps(START)
     steps = [next(reference) for _ in range(24)]
-    assert steps[-1].cursor.epoch >= 1, "the sample must cross an epoch"
+    assert steps[-1].cursor.places[0].epoch >= 1, "the sample must cross an epoch"
     for done in (1, 12, 20):
         ranks = [loader(r, 2, 2).steps(steps[done - 1].cursor) for r in range(2)]
         for expected in steps[done : done + 2]:
@@ -82,58 +79,101 @@ def test_a_resumed_loader_goes_on_at_another_layout():
             assert sorted(d for share in shares for d in row_digests(share)) == sorted(row_digests(expected))
 
 
-def test_batches_are_proteins_with_labels_in_place():
-    seen = 0
-    for step, _ in zip(loader().steps(Cursor()), range(5), strict=False):
+VARIANTS = {
+    "exact": {},
+    "chunk": {"long_sequences": "chunk"},
+    "bernoulli": {"mask_selection": "bernoulli", "mask_prob": 0.3},
+    "spans": {"mask_selection": "spans", "mask_span_length": 4.0, "mask_random_share": 0.2},
+    "unpacked": {"row_layout": "padded"},
+    "blocks": {"shuffle_block_size": 16, "shuffle_blocks_at_once": 2},
+}
+
+
+@pytest.mark.parametrize("objective", ["mlm", "clm"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_batches_are_those_of_the_plain_reference(variant, objective, dtype):
+    options = replace(OPTIONS, **VARIANTS[variant])
+    datasets = [MemoryDataset([protein.astype(dtype) for protein in data._proteins]) for data in DATASETS]
+    made = loader(datasets=datasets, options=options, objective=objective, micro_batch_size=4)
+    rows = made._blend.rows_from(START)
+    for step in itertools.islice(made.steps(START), 3):
         for batch in step.micro_batches:
-            B, L = batch.tokens.shape
-            assert batch.num_tokens == int((batch.segment_ids > 0).sum())
-            assert batch.num_labels == int((batch.label_id != IGNORED_LABEL).sum())
-            restored = batch.tokens.clone()
-            for b in range(B):
-                real = batch.label_id[b] != IGNORED_LABEL
-                restored[b, batch.label_index[b, real]] = batch.label_id[b, real]
-            cuts = batch.cu_seqlens.unique().tolist()
-            assert cuts[0] == 0
-            assert cuts[-1] == B * L
-            for start, stop in pairwise(cuts):
-                segment = batch.segment_ids.view(-1)[start:stop]
-                assert segment.unique().numel() == 1
-                tokens = restored.view(-1)[start:stop].numpy()
-                if segment[0] == 0:
-                    assert (tokens == TOKENIZER.pad_id).all()
-                    continue
-                assert batch.positions.view(-1)[start:stop].tolist() == list(range(stop - start))
-                assert any(_is_part(tokens, protein) for protein in DATASET._proteins)
-                seen += 1
-    assert seen >= 40
+            assert_batch_holds(
+                batch, [row for row, _ in itertools.islice(rows, 4)], datasets, options, TOKENIZER,
+                objective=objective, seed=1, names=["train", "train/1"],
+            )  # fmt: skip
 
 
-def _is_part(tokens, protein):
-    """Whether tokens are `<cls> protein <eos>` or a full row cut out of it."""
-    whole = np.concatenate([[TOKENIZER.cls_id], protein, [TOKENIZER.eos_id]])
-    if len(tokens) == len(whole):
-        return (tokens == whole).all()
-    if len(tokens) != OPTIONS.seq_length or len(whole) < len(tokens):
-        return False
-    windows = np.lib.stride_tricks.sliding_window_view(whole, len(tokens))
-    return bool((windows == tokens).all(axis=1).any())
+def test_threads_change_nothing_and_are_gone_when_the_loop_ends():
+    alone = [
+        row_digests(step) for step in itertools.islice(loader(options=replace(OPTIONS, num_workers=0)).steps(START), 9)
+    ]
+    threaded = loader(options=replace(OPTIONS, num_workers=3)).steps(START)
+    assert [row_digests(step) for step in itertools.islice(threaded, 9)] == alone
+    assert any(thread.name.startswith("loader") for thread in threading.enumerate())
+    threaded.close()
+    assert not any(thread.name.startswith("loader") for thread in threading.enumerate())
 
 
-def test_cut_ends_have_no_special_tokens():
-    dataset = MemoryDataset(1)
-    dataset.lengths[:] = 5000
-    dataset._proteins = [np.full(5000, 5, dtype=np.uint8)]
-    for step, _ in zip(loader(dataset=dataset).steps(Cursor()), range(20), strict=False):
+def test_unpacked_batches_are_as_long_as_their_longest_protein():
+    options = replace(OPTIONS, row_layout="padded", seq_length=1024)
+    lengths = set()
+    for step in itertools.islice(loader(options=options).steps(START), 10):
         for batch in step.micro_batches:
-            inner = batch.tokens[:, 1:-1]
-            assert not ((inner == TOKENIZER.cls_id) | (inner == TOKENIZER.eos_id)).any()
+            longest = int((batch.segment_ids > 0).sum(1).max())
+            assert batch.tokens.shape[1] % 8 == 0
+            assert batch.tokens.shape[1] >= longest
+            assert batch.segment_ids.max() == 1
+            lengths.add(batch.tokens.shape[1])
+        assert len({batch.tokens.shape for batch in step.micro_batches}) == 1, "one shape a global batch"
+    assert len(lengths) > 3
+
+
+def test_each_dataset_gives_its_share_of_the_rows_at_every_point():
+    cursors = [step.cursor for step in itertools.islice(loader().steps(START), 60)]
+    for cursor in cursors:
+        total = sum(cursor.taken)
+        assert abs(cursor.taken[0] - 0.7 * total) < 1
+    assert cursors[-1].places[1].epoch > cursors[-1].places[0].epoch / 2
+    epochs = loader().epochs(cursors[-1])
+    assert epochs[0] >= cursors[-1].places[0].epoch
+    assert Cursor.from_dict(asdict(cursors[-1])) == cursors[-1]
+
+
+def test_a_token_outside_the_vocabulary_names_the_dataset():
+    broken = MemoryDataset([np.full(20, 33, dtype=np.uint8)] * 5)
+    with pytest.raises(
+        UserError, match=r"dataset 'memory' is damaged: sequence [0-4] holds token id 33 of a vocabulary of 33"
+    ):
+        next(loader(datasets=[broken]).steps(Cursor.start(1)))
+
+
+def test_a_pointer_outside_the_file_names_the_dataset():
+    broken = MemoryDataset([np.full(20, 5, dtype=np.uint8)] * 5)
+    broken.pointers = broken.pointers + 50
+    with pytest.raises(UserError, match=r"dataset 'memory' is damaged: sequence [0-4] lies outside its file"):
+        next(loader(datasets=[broken]).steps(Cursor.start(1)))
+
+
+def test_a_hundred_global_batches_have_the_same_digest_for_one_and_eight_processes():
+    def digest(world_size, micro_batch_size, restart_after):
+        made = [loader(rank, world_size, micro_batch_size, 16) for rank in range(world_size)]
+        streams, found = [m.steps(START) for m in made], hashlib.sha256()
+        for number in range(100):
+            shares = [next(stream) for stream in streams]
+            found.update("".join(sorted(d for share in shares for d in row_digests(share))).encode())
+            if number == restart_after:
+                streams = [m.steps(shares[0].cursor) for m in made]
+        return found.hexdigest()
+
+    assert digest(1, 16, 17) == digest(8, 1, 63) == digest(4, 2, 99)
 
 
 def test_the_first_epoch_covers_the_dataset_once_and_pads_the_last_batch_alike_on_every_rank():
     single = list(loader().first_epoch(10**6))
     tokens = sum(batch.num_tokens for step in single for batch in step.micro_batches)
-    assert tokens == int(np.minimum(DATASET.lengths + 2, OPTIONS.seq_length).sum())
+    assert tokens == sum(int(np.minimum(data.lengths + 2, OPTIONS.seq_length).sum()) for data in DATASETS)
     ranks = [list(loader(r, 4, 1).first_epoch(10**6)) for r in range(4)]
     assert {len(rank) for rank in ranks} == {len(single)}
     assert sum(b.num_labels for rank in ranks for step in rank for b in step.micro_batches) == sum(
@@ -143,6 +183,6 @@ def test_the_first_epoch_covers_the_dataset_once_and_pads_the_last_batch_alike_o
 
 
 def test_batches_move_to_a_device_as_a_whole():
-    batch = next(loader().steps(Cursor())).micro_batches[0].to(torch.device("meta"))
+    batch = next(loader().steps(START)).micro_batches[0].to(torch.device("meta"))
     assert {t.device.type for t in vars(batch).values() if isinstance(t, torch.Tensor)} == {"meta"}
     assert batch.num_tokens > 0

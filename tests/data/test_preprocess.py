@@ -44,6 +44,7 @@ def test_the_dataset_holds_the_file_and_says_what_it_holds(folder: Path, capsys:
         "version": 1,
         "tokenizer": {"name": "esm2", "sha256": tokenizer.sha256},
         "num_sequences": 3,
+        "num_documents": 3,
         "num_residues": 48,
         "num_unknown_letters": 2,
         "unknown_letters": {"*": 1, "J": 1},
@@ -53,7 +54,8 @@ def test_the_dataset_holds_the_file_and_says_what_it_holds(folder: Path, capsys:
             "mean": 16.0,
             "bins": [[8, 10, 1], [10, 12, 0], [12, 14, 0], [14, 16, 0], [16, 20, 0], [20, 24, 2]],
         },
-        "sources": [{"path": str(folder / "in.fasta"), "bytes": len(TEXT)}],
+        "num_final_stops": 0,
+        "sources": [{"path": str(folder / "in.fasta"), "format": "fasta", "bytes": len(TEXT)}],
         "tool_version": "0.1.0",
         "command": f"python tools/preprocess_data.py --input {folder}/in.fasta --output-prefix {folder}/out/p",
     }
@@ -172,25 +174,31 @@ def test_a_terminal_sees_a_bar_and_a_log_does_not(folder: Path) -> None:
     assert done.stderr == b""
 
 
-def test_memory_stays_below_300_mb_on_long_input(folder: Path) -> None:
-    """400 MB of FASTA, half of it one record; all memory counts here, mapped libraries too."""
-    head = b">P1 some words\n" + b"MKVLAGSERTIDPKQNFYHW" * 20 + b"\n"
+@pytest.mark.parametrize(
+    ("flags", "num_kept"),
+    [([], 480_001), (["--dedup", "--shuffle", "--split", "train=1", "--max-length", "402"], 240_000)],
+    ids=["plain", "everything"],
+)
+def test_memory_stays_below_300_mb_on_long_input(folder: Path, flags: list[str], num_kept: int) -> None:
+    """200 MB of FASTA, each record twice, and one of 10^7 letters; all memory counts here, mapped libraries too."""
+    digits = bytes.maketrans(b"0123456789", b"ACDEFGHIKL")
     with gzip.open(folder / "big.fasta.gz", "wb", compresslevel=1) as file:
-        for _ in range(200):
-            file.write(head * 2400)
-        file.write(b">long\n")
-        for _ in range(200):
-            file.write(b"MKVLAGSERTIDPKQNFYHW" * 50_000)
+        for first in range(0, 480_000, 1000):
+            codes = (b"%06d" % (number // 2) for number in range(first, first + 1000))
+            rows = (b">P\n%s%s\n" % (code.translate(digits), b"MKVLAGSERTIDPKQNFY" * 22) for code in codes)
+            file.write(b"".join(rows))
+        file.write(b">long\n" + b"MKVLAGSERTIDPKQNFYHW" * 500_000)
     code = (
         "import re, sys; from megatron_plm.data.preprocess import main; main(sys.argv[1:])\n"
         "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])\n"
         "assert 'torch' not in sys.modules"
     )
-    arguments = ["--input", folder / "big.fasta.gz", "--output-prefix", folder / "out" / "p", "--workers", "2"]
+    prefix = folder / "out" / "p"
+    arguments = ["--input", folder / "big.fasta.gz", "--output-prefix", prefix, "--workers", "2", *flags]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], env=environment(), check=True, capture_output=True, text=True
     )
     assert int(done.stdout.splitlines()[-1]) < 300_000
-    lengths = IndexedDataset(folder / "out" / "p").lengths
-    assert len(lengths) == 480_001
-    assert np.array_equal(np.unique(lengths), [400, 200_000_000])
+    lengths = IndexedDataset(f"{prefix}_train" if "--split" in flags else prefix).lengths
+    assert len(lengths) == num_kept
+    assert set(np.unique(lengths).tolist()) == ({402, 10_000_000} if not flags else {402})

@@ -157,10 +157,12 @@ def test_a_second_run_of_the_same_prefix_is_refused_and_the_first_finishes(
     arguments = command("--input", folder / "pipe", "--output-prefix", folder / "out" / "p", "--force")
     with subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL) as process:
         with open_pipe(folder / "pipe", process) as pipe:
+            pipe.write(b">first\n")  # its format is told before anything is written
+            pipe.flush()
             wait_for_work(folder, process)
             assert run(folder, "--force") == USER_ERROR_EXIT_CODE
             assert "another run is writing" in capsys.readouterr().err
-            pipe.write(b">first\nMKV\n")
+            pipe.write(b"MKV\n")
         assert process.wait(timeout=30) == 0
     assert IndexedDataset(folder / "out" / "p").lengths.tolist() == [3]
 

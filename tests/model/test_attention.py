@@ -8,11 +8,14 @@ from megatron_plm.model.attention import Sequences, packed_attention
 NUM_HEADS, HEAD_SIZE = 3, 8
 
 
-def explicit(q, k, v, lengths):
+def explicit(q, k, v, lengths, causal=False):
     """softmax(q·kᵀ / √H + mask) · v over all tokens at once; q, k, v are [T, N, H]."""
     owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     scores = torch.einsum("tnh,snh->nts", q, k) / HEAD_SIZE**0.5
     scores = scores.masked_fill(owner[:, None] != owner[None, :], float("-inf"))
+    if causal:
+        later = torch.arange(sum(lengths))[None, :] > torch.arange(sum(lengths))[:, None]
+        scores = scores.masked_fill(later, float("-inf"))
     weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
     return torch.einsum("nts,snh->tnh", weights, v)
 
@@ -28,11 +31,12 @@ def sequences(lengths):
     return Sequences.from_cu_seqlens(cuts, max(lengths), torch.float64)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("lengths", [[1], [64], [5, 1, 33, 2, 16], [1] * 12, [100, 3]])
-def test_output_and_gradients_equal_masked_softmax(lengths):
+def test_output_and_gradients_equal_masked_softmax(lengths, causal):
     q, k, v = inputs(sum(lengths))
-    ours = packed_attention(q, k, v, sequences(lengths))
-    expected = explicit(q, k, v, lengths)
+    ours = packed_attention(q, k, v, sequences(lengths), causal=causal)
+    expected = explicit(q, k, v, lengths, causal)
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-13)
     weight = torch.randn(ours.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     ours_gradients = torch.autograd.grad((ours * weight).sum(), (q, k, v))

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from megatron_plm.checkpoint_format import find_checkpoint, read_description
 from megatron_plm.config.load import load_config
-from megatron_plm.data.packing import Cursor
 from megatron_plm.parallel.mesh import World
 from megatron_plm.training.checkpoint import save_checkpoint
 from megatron_plm.training.loop import train_step
@@ -100,7 +99,7 @@ def targeted(flags: list[str], folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Kills at every access while a second checkpoint is saved, and while one is saved that a kill had left."""
     config, _ = load_config([*flags, "--keep-last=1"])
     run = build_run(config, World(0, 1, torch.device("cpu"), None), open_datasets(config))
-    steps = run.train_loader.steps(Cursor())
+    steps = run.train_loader.steps(run.progress.cursor)
     first, both = folder / "first", folder / "both"
 
     def train_and_save(step: int, place: Path) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ import torch
 from sample_proteins import write_dataset
 
 from megatron_plm.config.load import load_config
+from megatron_plm.data.blend import Cursor
 from megatron_plm.data.loader import Loader
-from megatron_plm.data.packing import Cursor
 from megatron_plm.errors import UserError
 from megatron_plm.parallel.mesh import World
 from megatron_plm.tokenizers import get_tokenizer
@@ -67,7 +67,7 @@ def test_evaluation_changes_nothing_and_is_the_same_again(run):
     cursor = run.progress.cursor
     first, second = evaluate(run), evaluate(run)
     assert first == second
-    assert run.progress.cursor == cursor == Cursor()
+    assert run.progress.cursor == cursor == Cursor.start(1)
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
     assert all(parameter.grad is None for parameter in run.model.parameters())
 
@@ -91,8 +91,8 @@ def test_shares_of_processes_add_up_to_the_whole(pair_data):
 
     def labels(rank, world_size):
         loader = Loader(
-            run.datasets.valid, run.config.data, TOKENIZER, micro_batch_size=2, global_batch_size=8,
-            seed=1234, dataset_id="valid", rank=rank, world_size=world_size,
+            run.datasets.valid.datasets, [1.0], run.config.data, TOKENIZER, micro_batch_size=2, global_batch_size=8,
+            seed=1234, name="valid", rank=rank, world_size=world_size,
         )  # fmt: skip
         for step in loader.first_epoch(4):
             for batch in step.micro_batches:

@@ -12,7 +12,6 @@ from sample_proteins import write_dataset
 
 from megatron_plm.config.load import load_config
 from megatron_plm.data.indexed import IndexedDataset
-from megatron_plm.data.packing import Cursor
 from megatron_plm.files import exclusive
 from megatron_plm.parallel.mesh import World
 from megatron_plm.tokenizers import get_tokenizer
@@ -165,7 +164,7 @@ def test_proteins_longer_than_a_row_are_counted(pair_data, tmp_path):
 
     assert sum(map(cropped, loader.first_epoch(10**6))) == longer
     assert pretrain(*flags) == 0
-    assert column(tmp_path, "train", "cropped") == [*map(cropped, itertools.islice(loader.steps(Cursor()), 3))]
+    assert column(tmp_path, "train", "cropped") == [*map(cropped, itertools.islice(loader.steps(loader.start()), 3))]
 
 
 def test_data_without_a_letter_to_predict_ends_the_run(pair_data, tmp_path, capsys):

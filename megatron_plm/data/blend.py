@@ -1,0 +1,56 @@
+"""Several datasets as one stream of rows, by weights."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_plm.data.packing import Place, Row, RowStream
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """The next row of a blend: for each dataset its place, and how many of its rows have been taken."""
+
+    places: tuple[Place, ...]
+    taken: tuple[int, ...]
+
+    @staticmethod
+    def start(num_datasets: int) -> "Cursor":
+        """Before the first row."""
+        return Cursor((Place(),) * num_datasets, (0,) * num_datasets)
+
+    @staticmethod
+    def from_dict(content: dict[str, Any]) -> "Cursor":
+        """The cursor that `dataclasses.asdict` took apart."""
+        return Cursor(tuple(Place(**place) for place in content["places"]), tuple(content["taken"]))
+
+
+class Blend:
+    """Rows of several streams, each with its share of `weights` (any positive numbers).
+
+    Row after row comes from the stream that lags most behind its share, the first of equals: after n rows, each has
+    given its share of n to within one row for two streams, and within their number for more. That depends on nothing
+    but how many rows each has given, so any cursor can be gone on from.
+    """
+
+    def __init__(self, streams: Sequence[RowStream], weights: Sequence[float]) -> None:
+        self._streams = list(streams)
+        total = sum(weights)
+        self._shares = [weight / total for weight in weights]
+
+    def rows_from(self, cursor: Cursor) -> Iterator[tuple[Row, Cursor]]:
+        """The endless stream from `cursor` on: each row with the cursor behind it."""
+        sources = [stream.rows_from(place) for stream, place in zip(self._streams, cursor.places, strict=True)]
+        places, taken = list(cursor.places), list(cursor.taken)
+        while True:
+            number = sum(taken) + 1
+            lag = [share * number - count for share, count in zip(self._shares, taken, strict=True)]
+            chosen = lag.index(max(lag))
+            row, places[chosen] = next(sources[chosen])
+            taken[chosen] += 1
+            yield row, Cursor(tuple(places), tuple(taken))
+
+    def epochs(self, cursor: Cursor) -> list[float]:
+        """How often each dataset has been read, by windows."""
+        pairs = zip(self._streams, cursor.places, strict=True)
+        return [place.epoch + place.window / stream.num_windows for stream, place in pairs]

@@ -1,0 +1,83 @@
+"""The datasets that a run reads, with their weights: Megatron's `0.7 A 0.3 B`."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_plm.data.indexed import IndexedDataset
+from megatron_plm.errors import UserError
+from megatron_plm.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Datasets of one tokenizer, and the share of the rows that each gives (any positive numbers)."""
+
+    datasets: tuple[IndexedDataset, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of all datasets."""
+        return sum(map(len, self.datasets))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all datasets, without special ones."""
+        return sum(dataset.num_tokens for dataset in self.datasets)
+
+    @property
+    def sha256(self) -> str:
+        """What identifies content, order and weights."""
+        parts = [f"{weight!r} {data.sha256}" for weight, data in zip(self.weights, self.datasets, strict=True)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def open_mixture(words: Sequence[str], tokenizer: Tokenizer, *, flag: str) -> Mixture:
+    """Open the datasets that `flag` names: prefixes, or weights and prefixes in turn.
+
+    Without weights each dataset counts by its tokens, so that all are read equally often. Raises UserError where the
+    words are no such list, where a dataset cannot be opened, and where it was made with another tokenizer.
+    """
+    weights, prefixes = _weights_and_prefixes(words, flag)
+    datasets = tuple(_open(prefix, tokenizer, flag) for prefix in prefixes)
+    return Mixture(datasets, weights or tuple(float(dataset.num_tokens) for dataset in datasets))
+
+
+def _weights_and_prefixes(words: Sequence[str], flag: str) -> tuple[tuple[float, ...] | None, tuple[str, ...]]:
+    numbers = [_number(word) for word in words]
+    if numbers[0] is None or len(words) == 1:
+        stray = next((word for word, number in zip(words, numbers, strict=True) if number is not None), None)
+        if stray is not None and len(words) > 1:
+            raise UserError(f"{flag}: {stray} stands where a dataset was expected; give a weight before each, or none")
+        return None, tuple(words)
+    if len(words) % 2 or None in numbers[::2]:
+        raise UserError(f"{flag} {' '.join(words)}: expected weights and datasets in turn, as in 0.7 A 0.3 B")
+    weights = tuple(number for number in numbers[::2] if number is not None)
+    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise UserError(f"{flag} {' '.join(words)}: a weight must be a number above 0")
+    return weights, tuple(words[1::2])
+
+
+def _number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+def _open(prefix: str, tokenizer: Tokenizer, flag: str) -> IndexedDataset:
+    dataset = IndexedDataset(prefix)
+    made_with = dataset.metadata.get("tokenizer")
+    if made_with is None:
+        raise UserError(
+            f"{flag} {prefix}: {prefix}.json is missing, which says what tokenizer the dataset was made with; "
+            "make the dataset with tools/preprocess_data.py"
+        )
+    if made_with["sha256"] != tokenizer.sha256:
+        raise UserError(
+            f"{flag} {prefix}: the dataset was made with tokenizer {made_with['name']!r} and the model has "
+            f"{tokenizer.name!r}; preprocess the FASTA file again with --tokenizer {tokenizer.name}"
+        )
+    return dataset

@@ -1,0 +1,131 @@
+"""Inputs to batches of whole records of token ids, on one or more threads."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+
+import numpy as np
+
+from megatron_plm.data._native import Alphabet
+from megatron_plm.data.readers.inputs import Input
+from megatron_plm.data.readers.scans import Job, Scanned, jobs, line_word
+from megatron_plm.data.records import RecordBatch
+from megatron_plm.errors import UserError
+from megatron_plm.tokenizers import Tokenizer
+
+
+class SequenceReader:
+    """Tokenizes inputs of any format; counts what it saw in all of them.
+
+    White space inside a sequence is skipped, and so are blank lines. A '*' at the end of a sequence is the stop codon,
+    no residue: it is dropped and counted. Any other letter that the tokenizer doesn't know, an inner '*' too, becomes
+    its unknown token, or is an error where `strict`. Gaps ('-' and '.') are letters, tokens of their own in the
+    vocabularies that have them: nothing is removed from an alignment.
+
+    FASTA: a record is a line that begins with '>' (a bare one is a record without a name) and the lines up to the next
+    such line; lines that begin with ';' are comments.
+
+    Attributes:
+        byte_counts: how often each byte stood in a sequence, uint64 [256].
+        num_stops: sequences that ended in '*'.
+        num_bytes: bytes of text read, after decompression.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        fold_case: bool = True,
+        strict: bool = False,
+        workers: int = 1,
+        names: bool = False,
+    ) -> None:
+        """`workers` threads tokenize; with `names`, batches hold a hash of each record's name (see `hash_names`)."""
+        self._alphabet = Alphabet(tokenizer.lookup_table(fold_case), tokenizer.unk_id, strict)
+        self._workers = workers
+        self._with_names = names
+        self.byte_counts = np.zeros(256, dtype=np.uint64)
+        self.num_stops = 0
+        self.num_bytes = 0
+
+    def read(self, inputs: Sequence[Input], progress: Callable[[int], None] | None = None) -> Iterator[RecordBatch]:
+        """Yield the records of the inputs, in their order, some at a time; tokens are uint8.
+
+        `progress` is told, again and again, how many bytes of all inputs have been read, as they are on the disk; each
+        input's `position` tells its own. The records are the same for every number of workers, and so is the error:
+        UserError, naming input, line and record, at the first fault.
+        """
+        bytes_done = 0
+        num_lines = num_records = 0
+        for source, job, scanned in self._scanned(inputs):
+            if job is None or scanned is None:
+                if num_records == 0:
+                    raise UserError(_without_records(source))
+                bytes_done += source.position
+                num_lines = num_records = 0
+                continue
+            num_lines += job.first_line
+            block = scanned.block
+            if block.fault is not None:
+                line, message = block.fault
+                first = 0 if source.format == "lmdb" else 1
+                place = f"{line_word(source.format)} {num_lines + line + first:d}"
+                raise UserError(f"{source.label}, {place}: {message}")
+            num_lines += block.num_lines
+            num_records += len(block.lengths)
+            self.byte_counts += block.byte_counts
+            self.num_stops += block.num_stops
+            self.num_bytes += job.num_bytes
+            source.position = job.position
+            if progress is not None:
+                progress(bytes_done + source.position)
+            if len(block.lengths):
+                yield RecordBatch(scanned.tokens, block.lengths, scanned.names)
+
+    def _scanned(self, inputs: Sequence[Input]) -> Iterator[tuple[Input, Job | None, Scanned | None]]:
+        """Scan every job, in order; no job and no scan stand for the end of an input.
+
+        With several workers, up to two jobs for each are under way, also across the end of an input.
+        """
+        if self._workers == 1:
+            for source, job in self._jobs(inputs):
+                if isinstance(job, UserError):
+                    raise job
+                yield source, job, job.scan() if job else None
+            return
+        pending: deque[tuple[Input, Job | UserError | None, Future[Scanned] | None]] = deque()
+        with ExitStack() as stack:
+            pool = ThreadPoolExecutor(self._workers, thread_name_prefix="tokenize")
+            stack.callback(pool.shutdown, cancel_futures=True)
+            for source, job in self._jobs(inputs):
+                pending.append((source, job, pool.submit(job.scan) if isinstance(job, Job) else None))
+                if len(pending) > 2 * self._workers:
+                    yield _result(*pending.popleft())
+            while pending:
+                yield _result(*pending.popleft())
+
+    def _jobs(self, inputs: Sequence[Input]) -> Iterator[tuple[Input, Job | UserError | None]]:
+        """Every job, then None for the end of its input; an error comes in its place, behind earlier faults."""
+        for source in inputs:
+            try:
+                for job in jobs(source, self._alphabet, with_names=self._with_names):
+                    yield source, job
+            except UserError as error:
+                yield source, error
+                return
+            yield source, None
+
+
+def _result(
+    source: Input, job: Job | UserError | None, future: Future[Scanned] | None
+) -> tuple[Input, Job | None, Scanned | None]:
+    if isinstance(job, UserError):
+        raise job
+    return source, job, future.result() if future else None
+
+
+def _without_records(source: Input) -> str:
+    if source.format == "fasta":
+        return f"{source.label}, no FASTA record: expected a line that begins with '>'"
+    return f"{source.label} holds no sequence: expected at least one ({source.format})"

@@ -1,0 +1,45 @@
+"""Freed memory is kept: what was freed and asked for again costs no new pages."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+from processes import environment
+
+PROGRAM = """
+import ctypes, resource, sys
+from megatron_plm.memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+def touched():
+    block = libc.malloc(4 << 20)
+    ctypes.memset(block, 1, 4 << 20)
+    libc.free(ctypes.c_void_p(block))
+touched()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50):
+    touched()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_freed_blocks_are_used_again():
+    faults = {
+        mode: int(
+            subprocess.run(
+                [sys.executable, "-c", PROGRAM, mode],
+                env={**environment(), "MALLOC_MMAP_THRESHOLD_": "131072"} if mode == "handed-back" else environment(),
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=60,
+            ).stdout
+        )
+        for mode in ("kept", "handed-back")
+    }
+    assert faults["kept"] < 50
+    assert faults["handed-back"] > 50 * 1000, "or the comparison says nothing"
