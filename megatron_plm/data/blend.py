@@ -50,6 +50,20 @@ class Blend:
             taken[chosen] += 1
             yield row, Cursor(tuple(places), tuple(taken))
 
+    def first_epoch(self) -> Iterator[Row]:
+        """Every row of epoch 0 of all streams once, at every point by their shares as long as a stream has rows."""
+        sources = dict(enumerate(stream.epoch_rows(0) for stream in self._streams))
+        taken = [0] * len(self._streams)
+        while sources:
+            number = sum(taken) + 1
+            chosen = max(sources, key=lambda index: self._shares[index] * number - taken[index])
+            row = next(sources[chosen], None)
+            if row is None:
+                del sources[chosen]
+                continue
+            taken[chosen] += 1
+            yield row
+
     def epochs(self, cursor: Cursor) -> list[float]:
         """How often each dataset has been read, by windows."""
         pairs = zip(self._streams, cursor.places, strict=True)

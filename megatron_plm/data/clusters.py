@@ -27,6 +27,7 @@ _MEMBERS = entry_dtype()
 _PLACES = entry_dtype(("first", "<u8"), ("name", "<u8"))
 
 _SHOWN = 60  # characters of a bad line
+_LONGEST_LINE = 1 << 22  # bytes
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,11 @@ def _line_blocks(path: str) -> Iterator[tuple[int, bytes]]:
     line, rest = 1, b""
     for block in BlockReader(path):
         end = block.rfind(b"\n") + 1
+        if len(rest) > _LONGEST_LINE:
+            raise UserError(
+                f"--clusters: '{path}', line {line:,}: more than {_LONGEST_LINE:,} bytes without a line break; "
+                "expected lines of representative, tab, member"
+            )
         if not end:
             rest += block
             continue

@@ -96,6 +96,16 @@ class IndexedDataset:
         return self._bin[: self.num_tokens * self._dtype.itemsize].view(self._dtype)
 
     @property
+    def tokenizer(self) -> dict[str, str] | None:
+        """Name and vocabulary hash (`sha256`) of the tokenizer, where PREFIX.json tells them."""
+        found = self.metadata.get("tokenizer")
+        if found is None:
+            return None
+        if not isinstance(found, dict) or not all(isinstance(found.get(key), str) for key in ("name", "sha256")):
+            raise UserError(f"'{self._paths.json}': tokenizer must hold a name and a sha256; make the dataset again")
+        return found
+
+    @property
     def sha256(self) -> str | None:
         """What identifies the content: the checksum over those of .idx and .bin that PREFIX.json holds, if any."""
         sums = self.metadata.get("sha256")

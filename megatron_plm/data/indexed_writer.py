@@ -137,9 +137,9 @@ class IndexedDatasetWriter:
             content = content[self._bin.write(content) :]
         begin, end = self._num_synced, self._bin.tell()
         if end - begin >= _SYNC_BYTES:
-            # A large file would push everything else out of the page cache, and stall at its end until all is on the disk.
-            os.fdatasync(self._bin.fileno())
-            if end > _CACHED_BYTES:
+            # A large file would push all else out of the page cache, and stall at its end until it is on the disk.
+            os.fsync(self._bin.fileno())
+            if end > _CACHED_BYTES and hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(self._bin.fileno(), begin, end - begin, os.POSIX_FADV_DONTNEED)
             self._num_synced = end
 

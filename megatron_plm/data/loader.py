@@ -106,11 +106,11 @@ class Loader:
         self._limits = row_limits(options, masking)
         self._corruption = masking.native()
         self._vocabulary = native_vocabulary(tokenizer)
-        self._streams = [
+        streams = [
             RowStream(dataset, options, masking, seed=seed, name=name, index=index)
             for index, (dataset, name) in enumerate(zip(datasets, self._names, strict=True))
         ]
-        self._blend = Blend(self._streams, weights)
+        self._blend = Blend(streams, weights)
 
     def start(self) -> Cursor:
         """The cursor before the first row."""
@@ -128,11 +128,11 @@ class Loader:
         return self._built(plans())
 
     def first_epoch(self, max_batches: int) -> Iterator[Step]:
-        """At most `max_batches` global batches of epoch 0 of all datasets, one after the other, the same at every call;
-        the last is filled up with empty rows."""
+        """At most `max_batches` global batches of epoch 0 of all datasets, in their shares, the same at every call; the
+        last is filled up with empty rows."""
 
         def plans() -> Iterator[tuple[list[Row | None], Cursor]]:
-            stream = itertools.chain.from_iterable(stream.epoch_rows(0) for stream in self._streams)
+            stream = self._blend.first_epoch()
             while rows := list(itertools.islice(stream, self._global_batch_size)):
                 yield [*rows, *[None] * (self._global_batch_size - len(rows))], self.start()
 

@@ -16,7 +16,9 @@ from megatron_plm.data._native import Corruption, Objective, Vocabulary
 from megatron_plm.tokenizers import Tokenizer
 
 _LONGEST_SPAN = 10  # letters; SpanBERT's limit
-_SPREAD = 10.0  # standard deviations that a row's number of independently chosen letters never exceeds: p < 1e-23
+# A row's number of independently chosen letters exceeds its mean by so many standard deviations and labels less than
+# once in 10^18 rows (Chernoff's bound), at any share of at least 0.001 and any row of at least 16 tokens.
+_SPREAD, _SPARE_LABELS = 10.0, 24
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Masking:
             return row_tokens
         mean = row_tokens * self.probability
         if self.objective == Objective.mlm_bernoulli:
-            limit = mean + _SPREAD * math.sqrt(mean * (1 - self.probability))
+            limit = mean + _SPREAD * math.sqrt(mean * (1 - self.probability)) + _SPARE_LABELS
         else:  # a third more than the mean leaves room for short proteins, whose rounded shares are larger
             limit = max(row_segments, mean * 4 / 3)
         return min(row_tokens, math.ceil(limit) + 1)

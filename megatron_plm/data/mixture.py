@@ -37,12 +37,13 @@ class Mixture:
 def open_mixture(words: Sequence[str], tokenizer: Tokenizer, *, flag: str) -> Mixture:
     """Open the datasets that `flag` names: prefixes, or weights and prefixes in turn.
 
-    Without weights each dataset counts by its tokens, so that all are read equally often. Raises UserError where the
-    words are no such list, where a dataset cannot be opened, and where it was made with another tokenizer.
+    Without weights each dataset counts by the tokens that an epoch of it reads, about, so that all are read about
+    equally often. Raises UserError where the words are no such list, where a dataset cannot be opened, and where it was
+    made with another tokenizer.
     """
     weights, prefixes = _weights_and_prefixes(words, flag)
     datasets = tuple(_open(prefix, tokenizer, flag) for prefix in prefixes)
-    return Mixture(datasets, weights or tuple(float(dataset.num_tokens) for dataset in datasets))
+    return Mixture(datasets, weights or tuple(map(_tokens_of_an_epoch, datasets)))
 
 
 def _weights_and_prefixes(words: Sequence[str], flag: str) -> tuple[tuple[float, ...] | None, tuple[str, ...]]:
@@ -60,6 +61,11 @@ def _weights_and_prefixes(words: Sequence[str], flag: str) -> tuple[tuple[float,
     return weights, tuple(words[1::2])
 
 
+def _tokens_of_an_epoch(dataset: IndexedDataset) -> float:
+    """Of a cluster one member is read."""
+    return dataset.num_tokens * dataset.num_documents / len(dataset)
+
+
 def _number(word: str) -> float | None:
     try:
         return float(word)
@@ -69,7 +75,7 @@ def _number(word: str) -> float | None:
 
 def _open(prefix: str, tokenizer: Tokenizer, flag: str) -> IndexedDataset:
     dataset = IndexedDataset(prefix)
-    made_with = dataset.metadata.get("tokenizer")
+    made_with = dataset.tokenizer
     if made_with is None:
         raise UserError(
             f"{flag} {prefix}: {prefix}.json is missing, which says what tokenizer the dataset was made with; "

@@ -117,6 +117,8 @@ class RowStream:
         """All rows of one window."""
         sequence = self._window_sequences(epoch, window)
         residues = np.asarray(self._dataset.lengths[sequence], dtype=np.int64)
+        if (residues < 0).any():
+            raise self._damaged(f"sequence {sequence[residues < 0][0]} has a negative length")
         sequence, start, length = self._segments(epoch, sequence, residues + NUM_SPECIAL_TOKENS)
         if not len(sequence):
             return []
@@ -147,7 +149,13 @@ class RowStream:
         if size == len(self._dataset):
             return documents
         begin = np.asarray(self._dataset.document_indices[documents], dtype=np.int64)
-        members = np.asarray(self._dataset.document_indices[documents + 1], dtype=np.int64) - begin
+        end = np.asarray(self._dataset.document_indices[documents + 1], dtype=np.int64)
+        wrong = (begin < 0) | (end < begin) | (end > len(self._dataset))
+        if wrong.any():
+            raise self._damaged(
+                f"document {documents[wrong][0]} is said to be sequences {begin[wrong][0]} to {end[wrong][0]}"
+            )
+        members = end - begin
         drawn = begin + self._draw("member", epoch, documents, members)
         return drawn[members > 0]
 
@@ -174,6 +182,9 @@ class RowStream:
             )
         fits = ~too_long
         return sequence[fits], np.zeros(int(fits.sum()), dtype=np.int64), tokens[fits]
+
+    def _damaged(self, what: str) -> UserError:
+        return UserError(f"dataset '{self._dataset.prefix}' is damaged: {what}; make the dataset again")
 
     def _draw(self, purpose: str, epoch: int, items: NDArray, choices: NDArray) -> NDArray[np.int64]:
         """For each item a number in [0, choices), keyed by purpose, epoch and item."""

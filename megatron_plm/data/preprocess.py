@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_plm.arguments import ArgumentParser
+from megatron_plm.data.formats import STANDARD_INPUT
 from megatron_plm.data.pipeline import Summary, preprocess
 from megatron_plm.data.progress import shown_progress
 from megatron_plm.data.readers import FORMATS, open_inputs
@@ -122,6 +123,8 @@ def _selection(options: argparse.Namespace) -> Selection:
             raise UserError(f"{flag} must be 1 or more, not {value}")
     if low is not None and high is not None and low > high:
         raise UserError(f"--min-length {low} is above --max-length {high}: nothing would be left")
+    if options.clusters == STANDARD_INPUT:
+        raise UserError("--clusters -: a table may have to be read twice: write it to a file first")
     if options.seed is not None and not options.shuffle:
         raise UserError("--seed is that of --shuffle: give --shuffle too, or leave it out")
     seed = 1 if options.seed is None else options.seed

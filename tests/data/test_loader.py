@@ -186,3 +186,28 @@ def test_batches_move_to_a_device_as_a_whole():
     batch = next(loader().steps(START)).micro_batches[0].to(torch.device("meta"))
     assert {t.device.type for t in vars(batch).values() if isinstance(t, torch.Tensor)} == {"meta"}
     assert batch.num_tokens > 0
+
+
+def test_the_first_epoch_of_several_datasets_is_read_in_their_shares():
+    few = [step.micro_batches for step in loader().first_epoch(3)]
+    everything = [step.micro_batches for step in loader().first_epoch(10**6)]
+    assert len(few) == 3
+    made = loader()
+    rows = list(made._blend.first_epoch())
+    for count in (10, 20, 40):
+        assert abs(sum(row.dataset == 0 for row in rows[:count]) - 0.7 * count) <= 1
+    for index, data in enumerate(DATASETS):
+        assert sorted(s for row in rows if row.dataset == index for s in row.sequence) == list(range(len(data)))
+    assert len(everything) == -(-len(rows) // 8)
+
+
+def test_a_damaged_index_names_the_dataset_wherever_it_is_found():
+    negative = MemoryDataset([np.full(20, 5, dtype=np.uint8)] * 5)
+    negative.lengths[3] = -7
+    with pytest.raises(UserError, match="dataset 'memory' is damaged: sequence 3 has a negative length"):
+        next(loader(datasets=[negative]).steps(Cursor.start(1)))
+    for entries in ([0, 2, 9], [0, 4, 2, 5], [0, -1, 5]):
+        clusters = MemoryDataset([np.full(20, 5, dtype=np.uint8)] * 5)
+        clusters.document_indices = np.array(entries)
+        with pytest.raises(UserError, match=r"dataset 'memory' is damaged: document [012] is said to be sequences"):
+            next(loader(datasets=[clusters]).steps(Cursor.start(1)))

@@ -1,12 +1,18 @@
 """Several datasets as one: what `--data-path` may say, and how rows are shared out."""
 
 import itertools
+import json
 import random
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 from sample_proteins import pair_proteins, write_dataset
 
 from megatron_plm.data.blend import Blend, Cursor
+from megatron_plm.data.indexed import METADATA_FORMAT, METADATA_VERSION
+from megatron_plm.data.indexed_writer import IndexedDatasetWriter
 from megatron_plm.data.mixture import open_mixture
 from megatron_plm.data.packing import Place
 from megatron_plm.errors import UserError
@@ -32,6 +38,31 @@ def test_without_weights_each_dataset_counts_by_its_size(prefixes):
     mixture = open_mixture(prefixes, TOKENIZER, flag="--data-path")
     assert mixture.weights == tuple(dataset.num_tokens for dataset in mixture.datasets)
     assert mixture.num_tokens == sum(mixture.weights)
+
+
+def test_a_clustered_dataset_counts_by_one_member_of_each(tmp_path, prefixes):
+    with IndexedDatasetWriter(tmp_path / "clusters", documents=True) as writer:
+        for number in range(30):
+            writer.append(np.full(40, 5, dtype=np.uint8), np.array([40], np.int32), np.array([number % 3 == 0]))
+        description = {
+            "format": METADATA_FORMAT,
+            "version": METADATA_VERSION,
+            "num_sequences": 30,
+            "num_residues": 1200,
+        }
+        writer.commit({**description, "tokenizer": {"name": "esm2", "sha256": TOKENIZER.sha256}})
+    mixture = open_mixture([str(tmp_path / "clusters"), prefixes[0]], TOKENIZER, flag="--data-path")
+    assert mixture.weights[0] == 400
+
+
+@pytest.mark.parametrize("value", ["esm2", {"name": "esm2"}, {"name": 1, "sha256": "0"}, []])
+def test_a_description_whose_tokenizer_is_odd_is_refused(value, prefixes, tmp_path):
+    for end in ("bin", "idx"):
+        shutil.copy(f"{prefixes[0]}.{end}", tmp_path / f"odd.{end}")
+    document = json.loads(Path(f"{prefixes[0]}.json").read_text())
+    (tmp_path / "odd.json").write_text(json.dumps({**document, "tokenizer": value}))
+    with pytest.raises(UserError, match=r"odd\.json': tokenizer must hold a name and a sha256"):
+        open_mixture([str(tmp_path / "odd")], TOKENIZER, flag="--data-path")
 
 
 def test_content_order_and_weights_identify_a_mixture(prefixes):

@@ -3,14 +3,17 @@
 import gzip
 import io
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from preprocess_command import command, environment
 from reading import COMPRESS, ESM2, SEQUENCES, TEXTS, read, write
 
+from megatron_plm.data.indexed import IndexedDataset
 from megatron_plm.data.readers import SequenceReader, open_inputs
 from megatron_plm.errors import UserError
 
@@ -159,3 +162,20 @@ def test_a_pipe_that_gives_a_line_and_waits_is_opened(tmp_path: Path) -> None:
     assert ESM2.decode(batch.tokens) == "MKVLA"
     assert inputs[0].size == 0
     assert inputs[0].position == len(b">P1 first\nMKV\n>P2\nLA\n")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_standard_input_may_be_a_file(tmp_path: Path, compressed: bool) -> None:
+    """As in `preprocess_data.py --input - < file`; larger than what is looked at to tell its format."""
+    letters = "MKTAYIAKQRQISFVKSHFS"
+    text = "".join(f">{number}\n{letters * 5}\n" for number in range(30_000)).encode()
+    (tmp_path / "in").write_bytes(gzip.compress(text, 1) if compressed else text)
+    with (tmp_path / "in").open("rb") as file:
+        done = subprocess.run(
+            command("--input", "-", "--output-prefix", tmp_path / "p"),
+            stdin=file, env=environment(), capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    dataset = IndexedDataset(tmp_path / "p")
+    assert len(dataset) == 30_000
+    assert {ESM2.decode(dataset[number]) for number in (0, 1, 29_999)} == {letters * 5}

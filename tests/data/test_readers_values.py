@@ -52,6 +52,13 @@ def parquet(path: Path, **columns: Any) -> Path:
     return path
 
 
+def test_long_sequences_come_a_few_at_a_time(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "long.parquet", sequence=[f"{'MKTAYIAKQR' * 10_000}{'A' * n}" for n in range(300)])
+    batches = list(SequenceReader(ESM2).read(open_inputs([path])))
+    assert sum(len(batch.lengths) for batch in batches) == 300
+    assert max(batch.tokens.nbytes for batch in batches) <= 4 << 20
+
+
 @pytest.mark.parametrize(
     "kind", [arrow.string(), arrow.large_string(), arrow.binary(), arrow.string_view(), "dictionary"]
 )
@@ -242,3 +249,49 @@ def test_a_damaged_pickle_is_refused_or_loads_plain_values(data: st.DataObject) 
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(RefusedPickle):
         load_record(bytes(content))
+
+
+class Misused:
+    """Pickled as a call of something that a record may name, with arguments that none has."""
+
+    def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
+        self.call = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+RECONSTRUCT = np.empty(0).__reduce__()[0]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Misused(np.ndarray, (1,), np.dtype("O"), b"\x10" * 8),  # eight bytes as a pointer
+        Misused(np.ndarray, (1,)),
+        Misused(RECONSTRUCT, list, (0,), b"b"),
+        Misused(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (1,), np.dtype("O"), False, b"\x10" * 8)),
+        Misused(RECONSTRUCT, np.ndarray, (0,), b"b"),
+        Misused(np.dtype, "f8", state=(3, "<", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0x3F)),
+        np.array([object.__name__, 1], dtype=object),
+        np.zeros(3, dtype=[("a", "f8")]),
+    ],
+)
+def test_nothing_in_a_pickle_makes_pointers_of_bytes(value: Any) -> None:
+    for protocol in (2, 4, 5):
+        with pytest.raises(RefusedPickle):
+            load_record(pickle.dumps({"primary": "MK", "x": value}, protocol))
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "u1", "<i8", "?", "U5", "S3", "<c8"])
+def test_arrays_and_numbers_of_every_plain_dtype_are_read(dtype: str, protocol: int) -> None:
+    matrix = np.arange(12).reshape(3, 4).astype(dtype)
+    record = {"a": matrix, "f": np.asfortranarray(matrix), "n": matrix[1, 2], "in": [(matrix[0], 1)], "e": matrix[:0]}
+    found = load_record(pickle.dumps(record, protocol))
+    for key in ("a", "f", "e"):
+        np.testing.assert_array_equal(found[key], record[key])
+        assert found[key].dtype == record[key].dtype
+        assert type(found[key]) is np.ndarray
+    assert found["n"] == record["n"]
+    np.testing.assert_array_equal(found["in"][0][0], matrix[0])

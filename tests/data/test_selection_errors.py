@@ -89,6 +89,17 @@ def test_a_bad_table_of_clusters_is_told_and_nothing_is_written(
     assert outputs(folder) == []
 
 
+def test_a_table_without_line_breaks_or_on_standard_input_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "clusters.tsv").write_bytes(b"x" * 10_000_000)
+    assert run(folder, "--clusters", folder / "clusters.tsv") == USER_ERROR_EXIT_CODE
+    assert "line 1: more than 4,194,304 bytes without a line break" in capsys.readouterr().err
+    assert run(folder, "--clusters", "-") == USER_ERROR_EXIT_CODE
+    assert "--clusters -: a table may have to be read twice" in capsys.readouterr().err
+    assert outputs(folder) == []
+
+
 def test_a_table_is_read_block_by_block_to_the_same_effect(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,10 +132,11 @@ def _looked_into(path: str, format: str | None, fields: Fields) -> Input:
             reader.close()
             raise
         notes += [note] if note else []
-    if format in ("parquet", "lmdb") and (reader.compression or not reader.size):
+    # Standard input is read once, from front to end, also where it is a file.
+    regular = bool(reader.size) and path != STANDARD_INPUT
+    if format in ("parquet", "lmdb") and (reader.compression or not regular):
         reader.close()
         raise UserError(f"{reader.label}: {format} is read in any order: decompress it, or write it to a file, first")
-    regular = bool(reader.size)
     if regular:
         reader.close()
     return Input(path, format, reader.size, notes, fields, _opened=None if regular else reader)

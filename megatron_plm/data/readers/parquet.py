@@ -9,7 +9,8 @@ from megatron_plm.data.readers.inputs import Input
 from megatron_plm.data.readers.values import Values
 from megatron_plm.errors import UserError, suggestion
 
-_ROWS = 1 << 12  # at a time: about a megabyte of proteins
+_BATCH_BYTES = 1 << 21  # of the column at a time, about
+_MOST_ROWS = 1 << 12
 _BUFFER_SIZE = 1 << 20  # a column is read piece by piece, not as a whole
 
 
@@ -30,13 +31,22 @@ def parquet_values(source: Input, *, with_names: bool) -> Iterator[Values]:
             columns = [source.fields.column, *([source.fields.name_column] if with_names else [])]
             for column in columns:
                 _check(arrow, source, file.schema_arrow, column, numbers=column != source.fields.column)
-            for batch in file.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False):
-                names = _values(arrow, batch.column(columns[1])) if with_names else None
-                sequences = _values(arrow, batch.column(columns[0]))
-                yield Values(sequences.data, sequences.offsets, names)
+            for group in range(file.metadata.num_row_groups):
+                rows = _rows_at_a_time(file.metadata.row_group(group), columns[0])
+                for batch in file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
+                    names = _values(arrow, batch.column(columns[1])) if with_names else None
+                    sequences = _values(arrow, batch.column(columns[0]))
+                    yield Values(sequences.data, sequences.offsets, names)
     except (arrow.ArrowException, OSError) as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{source.label} is no parquet file that can be read, or is damaged: {first_line}") from None
+
+
+def _rows_at_a_time(group: Any, column: str) -> int:
+    """So many rows that their sequences take about `_BATCH_BYTES`, by the mean of their group."""
+    parts = [group.column(index) for index in range(group.num_columns)]
+    size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema == column)
+    return max(1, min(_MOST_ROWS, group.num_rows * _BATCH_BYTES // max(size, 1)))
 
 
 def _check(arrow: Any, source: Input, schema: Any, name: str, *, numbers: bool) -> None:
