@@ -5,8 +5,10 @@ The CUDA kernels are never built here: a CPU-only torch cannot load them (see do
 
 from glob import glob
 
-from pybind11.setup_helpers import Pybind11Extension, build_ext
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
+
+ParallelCompile().install()  # a file a core
 
 setup(
     ext_modules=[
