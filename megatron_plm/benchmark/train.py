@@ -38,7 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="esm2-8m", choices=list(PRESETS), help="model shape of both sides")
     parser.add_argument("--seq-length", type=count, default=1024, help="tokens of a row; the peer crops to it")
     parser.add_argument("--rows", type=count, default=4, help="packed rows of one of our optimizer steps")
-    sizes, text = Size([1, 2, 4, 8, 16, 32], [4, 8]), "the peer runs with the fastest of these"
+    sizes, text = Size([4, 8, 16], [4, 8]), "the peer runs with the fastest of these; 1 pads nothing"
     add_size(parser, "--peer-batch-sizes", count, sizes, text, nargs="+")
     add_size(parser, "--rounds", count, Size(5, 2), "rounds; each measures every side once, in turn")
     add_size(parser, "--seconds", seconds, Size(10.0, 2.0), "time of each side in one round")
