@@ -33,6 +33,11 @@ def tell(error: UserError) -> None:
         print(f"error: {error}", file=sys.stderr)
 
 
+def drop_output() -> None:
+    """Drop standard output from now on, and what Python still holds of it: whoever read it has left (`| head`)."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command's `main(argv)` and return the exit code: a UserError is printed as one line, without traceback."""
     try:
@@ -41,8 +46,7 @@ def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[s
         tell(error)
         return error.exit_code
     except BrokenPipeError:
-        # Whoever read the output has left (`| head`); what Python still holds of it must not be told as another error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 1
     except OSError as error:
         # Commands tell the faults of their files in their own words; this is for those that no one foresees.

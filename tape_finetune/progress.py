@@ -1,9 +1,10 @@
 """What a person sees of long work: a progress bar where one watches, nothing of it in a log; and lines of output."""
 
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
+
+from megatron_plm.errors import drop_output
 
 Item = TypeVar("Item")
 
@@ -23,4 +24,4 @@ def say(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()

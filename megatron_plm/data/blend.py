@@ -1,6 +1,6 @@
 """Several datasets as one stream of rows, by weights."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +43,7 @@ class Blend:
         sources = [stream.rows_from(place) for stream, place in zip(self._streams, cursor.places, strict=True)]
         places, taken = list(cursor.places), list(cursor.taken)
         while True:
-            number = sum(taken) + 1
-            lag = [share * number - count for share, count in zip(self._shares, taken, strict=True)]
-            chosen = lag.index(max(lag))
+            chosen = self._most_behind(taken, range(len(taken)))
             row, places[chosen] = next(sources[chosen])
             taken[chosen] += 1
             yield row, Cursor(tuple(places), tuple(taken))
@@ -55,14 +53,18 @@ class Blend:
         sources = dict(enumerate(stream.epoch_rows(0) for stream in self._streams))
         taken = [0] * len(self._streams)
         while sources:
-            number = sum(taken) + 1
-            chosen = max(sources, key=lambda index: self._shares[index] * number - taken[index])
+            chosen = self._most_behind(taken, sources)
             row = next(sources[chosen], None)
             if row is None:
                 del sources[chosen]
                 continue
             taken[chosen] += 1
             yield row
+
+    def _most_behind(self, taken: Sequence[int], among: Iterable[int]) -> int:
+        """Which of the streams `among` lags most behind its share, the first of equals."""
+        number = sum(taken) + 1
+        return max(among, key=lambda index: self._shares[index] * number - taken[index])
 
     def epochs(self, cursor: Cursor) -> list[float]:
         """How often each dataset has been read, by windows."""

@@ -65,13 +65,6 @@ def native_checkpoint(path: Path, options: ModelOptions = TINY, seed: int = 0) -
     return weights
 
 
-def same_tensors(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    """Whether both hold the same names with the same values in every bit."""
-    return left.keys() == right.keys() and all(
-        a.dtype == b.dtype and torch.equal(a, b) for a, b in ((left[name], right[name]) for name in left)
-    )
-
-
 @dataclass(frozen=True)
 class Packed:
     """Arguments of our model, and the row and column of each real token, sequence after sequence."""

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from convert_sample import TINY, convert, native_checkpoint, options_of, random_weights, same_tensors, written
+from convert_sample import TINY, convert, native_checkpoint, options_of, random_weights, written
+from pretraining_runs import same_bits
 
 from megatron_plm.convert.command import main, next_command
 from megatron_plm.convert.native import read_native
@@ -41,7 +42,7 @@ def test_every_format_converts_to_every_other_and_back_to_the_same_bits(
     shutil.rmtree(tmp_path / "plain")
     assert convert(target, "native", tmp_path / "there", tmp_path / "back") == 0
     back = read_native(tmp_path / "back")
-    assert same_tensors(back.tensors, weights.tensors)
+    assert same_bits(back.tensors, weights.tensors)
     assert (back.options, back.tokenizer) == (weights.options, weights.tokenizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "start", "there"]  # nothing left beside
 
@@ -132,9 +133,9 @@ def test_an_existing_output_is_kept_without_force_and_replaced_with_it(
     before = load_pretrained(old).model.state_dict()
     assert convert("native", "huggingface", source, old) == 2
     assert "exists already" in capsys.readouterr().err
-    assert same_tensors(load_pretrained(old).model.state_dict(), before)
+    assert same_bits(load_pretrained(old).model.state_dict(), before)
     assert convert("native", "huggingface", source, old, "--force") == 0
-    assert same_tensors(load_pretrained(old).model.state_dict(), read_native(source).tensors)
+    assert same_bits(load_pretrained(old).model.state_dict(), read_native(source).tensors)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "native"]
 
 
@@ -154,7 +155,7 @@ def test_a_failed_conversion_with_force_leaves_the_old_output(tmp_path: Path) ->
     old = written(random_weights(seed=1), "native", tmp_path / "native")
     os.truncate(source / "model.safetensors", 5000)
     assert convert("huggingface", "native", source, old, "--force") == 2
-    assert same_tensors(read_native(old).tensors, random_weights(seed=1).tensors)
+    assert same_bits(read_native(old).tensors, random_weights(seed=1).tensors)
 
 
 @contextlib.contextmanager

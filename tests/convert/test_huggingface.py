@@ -14,8 +14,8 @@ from convert_sample import (
     random_sequences,
     random_weights,
     randomize,
-    same_tensors,
 )
+from pretraining_runs import same_bits
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -123,7 +123,7 @@ def test_a_round_trip_changes_no_bit(tokenizer: str, tmp_path: Path) -> None:
     for number, shape in enumerate(SHAPES):
         weights = random_weights(options_of(shape, tokenizer=tokenizer, token_dropout=number % 2 == 0), seed=number)
         back = read_huggingface(write(weights, tmp_path))
-        assert same_tensors(back.tensors, weights.tensors)
+        assert same_bits(back.tensors, weights.tensors)
         assert (back.options, back.tokenizer, back.notes) == (weights.options, weights.tokenizer, ())
 
 
@@ -171,8 +171,8 @@ def test_shards_and_pickled_weights_of_transformers_are_read(tmp_path: Path) -> 
     (pickled / "config.json").write_bytes((whole / "config.json").read_bytes())
     torch.save(theirs.state_dict(), pickled / "pytorch_model.bin")
     expected = read_huggingface(whole).tensors
-    assert same_tensors(read_huggingface(sharded).tensors, expected)
-    assert same_tensors(read_huggingface(pickled).tensors, expected)
+    assert same_bits(read_huggingface(sharded).tensors, expected)
+    assert same_bits(read_huggingface(pickled).tensors, expected)
 
     min(sharded.glob("model-*.safetensors")).unlink()
     with pytest.raises(UserError, match=r"shard model-00001.* is missing"):
@@ -199,7 +199,7 @@ def test_what_published_files_hold_beyond_the_model_is_dropped_with_its_reason(t
     tied = {"lm_head.decoder.weight": tensors["esm.embeddings.word_embeddings.weight"].clone()}
     save_file({**tensors, **extra, **tied}, tmp_path / "model.safetensors")
     back = read_huggingface(tmp_path)
-    assert same_tensors(back.tensors, weights.tensors)
+    assert same_bits(back.tensors, weights.tensors)
     assert sorted(note.split(":")[0] for note in back.notes) == sorted(extra)
 
 
@@ -234,7 +234,7 @@ def test_a_vocabulary_in_another_order_is_mapped_by_token(tmp_path: Path) -> Non
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "vocab.txt").write_text("\n".join(ESM2.tokens[i] for i in order))
     change_config(tmp_path, mask_token_id=order.index(ESM2.mask_id), pad_token_id=order.index(ESM2.pad_id))
-    assert same_tensors(read_huggingface(tmp_path).tensors, weights.tensors)
+    assert same_bits(read_huggingface(tmp_path).tensors, weights.tensors)
 
 
 def change_config(directory: Path, **fields: object) -> None:

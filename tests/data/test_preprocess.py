@@ -12,15 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from preprocess_command import ROOT, SEQUENCES, TEXT, command, environment, outputs, run
+from preprocess_command import SEQUENCES, TEXT, command, environment, outputs, run
+from shared_data import shared_data
 
 from megatron_plm.data import formats
 from megatron_plm.data.indexed import IndexedDataset
 from megatron_plm.data.preprocess import preprocess
 from megatron_plm.errors import UserError
 from megatron_plm.tokenizers import get_tokenizer
-
-SWISSPROT = ROOT.parent / "shared" / "data" / "pretrain" / "swissprot_small.fasta.gz"
 
 
 def test_the_dataset_holds_the_file_and_says_what_it_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,17 +144,17 @@ def test_a_fault_far_into_a_file_is_told_with_its_line_for_every_number_of_worke
     assert outputs(folder) == []
 
 
-@pytest.mark.skipif(not SWISSPROT.exists(), reason=f"the shared data set {SWISSPROT.name} is not here")
 def test_swissprot_is_what_a_plain_python_reader_makes_of_it(folder: Path) -> None:
+    swissprot = shared_data("pretrain/swissprot_small.fasta.gz")
     tokenizer = get_tokenizer("esm2")
     sequences: list[str] = []
-    with gzip.open(SWISSPROT, "rt") as lines:
+    with gzip.open(swissprot, "rt") as lines:
         for line in lines:
             if line.startswith(">"):
                 sequences.append("")
             else:
                 sequences[-1] += line.rstrip("\n")
-    assert run(folder, "--input", SWISSPROT) == 0
+    assert run(folder, "--input", swissprot) == 0
     dataset = IndexedDataset(folder / "out" / "p")
     assert dataset.lengths.tolist() == list(map(len, sequences))
     ids = {letter: tokenizer.tokens.index(letter) for letter in set("".join(sequences))}

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from finetune_sample import structure_record, write_csv, write_jsonl
+from shared_data import shared_data
 
 from megatron_plm.data.loader import IGNORED_LABEL
 from tape_finetune.bootstrap import point_value
@@ -177,9 +178,7 @@ def test_regression_is_scored_in_the_labels_unit(tmp_path):
 
 
 def test_official_records_of_the_shared_data_are_read():
-    folder = Path(__file__).parents[3] / "shared" / "data" / "tape"
-    if not folder.is_dir():
-        pytest.skip(f"needs the TAPE files in {folder}")
+    folder = shared_data("tape")
     for name, split, count in (("secondary_structure", "ts115", 115), ("contact_prediction", "valid", 43)):
         task = TASKS[name]()
         examples = task.load(split, task.files(folder)[split], None).examples
