@@ -15,7 +15,7 @@ from megatron_plm.errors import UserError
 BLOCK_SIZE = 1 << 20
 _BUFFER_SIZE = 1 << 16  # below a block, so that blocks are read straight to their place
 STANDARD_INPUT = "-"
-_UTF8_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+UTF8_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF16_BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _ZIP_MAGIC = b"PK\x03\x04"
 
@@ -142,10 +142,10 @@ class BlockReader:
         if self._started:
             return
         self._started = True
-        head = self.peek(len(_UTF8_BYTE_ORDER_MARK))
+        head = self.peek(len(UTF8_BYTE_ORDER_MARK))
         if head.startswith(_UTF16_BYTE_ORDER_MARKS):
             raise UserError(f"{self.label} is UTF-16 text: save it as UTF-8")
-        self._waiting = memoryview(head.removeprefix(_UTF8_BYTE_ORDER_MARK))
+        self._waiting = memoryview(head.removeprefix(UTF8_BYTE_ORDER_MARK))
 
     def _disagreement(self) -> str | None:
         if self._is_standard_input:

@@ -28,12 +28,11 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_plm.data.indexed import DTYPE_CODES, HEADER, MAGIC, VERSION, DatasetPaths, dataset_paths
+from megatron_plm.data.streamed_file import StreamedFile
 from megatron_plm.errors import UserError
 from megatron_plm.files import Busy, exclusive, sync, write_errors_told
 
 _CHUNK = 1 << 18  # sequences handled at a time while the index is completed
-_SYNC_BYTES = 1 << 25  # tokens go to the disk in pieces of this size
-_CACHED_BYTES = 1 << 28  # and beyond this many leave the page cache again
 _TOKEN_BYTES = 4  # random part of a temporary name
 
 
@@ -46,7 +45,7 @@ class IndexedDatasetWriter:
     and where the disk is full.
 
     Each sequence is a document of its own; with `documents`, `append` is told which ones begin a document. With more
-    than one of `workers` the tokens are written by a thread of its own, and their checksum computed by another.
+    than one of `workers` the checksum of the tokens is computed in a thread of its own.
 
     Attributes:
         paths: the files of the dataset.
@@ -71,8 +70,6 @@ class IndexedDatasetWriter:
         self._force = force
         self._sha256 = hashlib.sha256()
         self._hashing = _InOrder(self._sha256.update, threaded=workers > 1)
-        self._num_synced = 0  # bytes of tokens
-        self._writing = _InOrder(self._write, threaded=workers > 1)
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> "IndexedDatasetWriter":
@@ -82,10 +79,10 @@ class IndexedDatasetWriter:
             stack.enter_context(_exclusive(self.paths))
             self._temporary = _temporary_paths(self.paths, secrets.token_hex(_TOKEN_BYTES))
             stack.callback(_remove, self._temporary)
-            self._bin = stack.enter_context(self._temporary.bin.open("wb", buffering=0))
+            self._bin = StreamedFile(self._temporary.bin)
+            stack.callback(self._bin.close)
             self._idx = stack.enter_context(self._temporary.idx.open("w+b"))
-            for task in (self._hashing, self._writing):
-                stack.callback(task.close)
+            stack.callback(self._hashing.close)
             # The header, which holds the number of sequences, is filled in at the end.
             self._idx.write(bytes(HEADER.size))
             if self._explicit:  # a file without a name, so it goes with the process
@@ -123,7 +120,7 @@ class IndexedDatasetWriter:
             raise ValueError(f"append: tokens or starts are not what the writer was made for ({self._dtype})")
         with write_errors_told(self.paths.bin):
             content = np.ascontiguousarray(tokens).view(np.uint8).data
-            self._writing.put(content)
+            self._bin.write(content)
             self._hashing.put(content)
             self._idx.write(lengths.astype("<i4", copy=False).data)
             if starts is not None:
@@ -131,17 +128,6 @@ class IndexedDatasetWriter:
                 self._starts.write(firsts.astype("<i8", copy=False).data)
         self.num_documents += len(lengths) if starts is None else len(firsts)
         self.num_sequences += len(lengths)
-
-    def _write(self, content: memoryview) -> None:
-        while content:
-            content = content[self._bin.write(content) :]
-        begin, end = self._num_synced, self._bin.tell()
-        if end - begin >= _SYNC_BYTES:
-            # A large file would push all else out of the page cache, and stall at its end until it is on the disk.
-            os.fsync(self._bin.fileno())
-            if end > _CACHED_BYTES and hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(self._bin.fileno(), begin, end - begin, os.POSIX_FADV_DONTNEED)
-            self._num_synced = end
 
     def commit(self, metadata: dict[str, Any]) -> None:
         """Complete the index, write `metadata` with the files' checksums added, and give the files their names."""
@@ -151,7 +137,7 @@ class IndexedDatasetWriter:
     def complete(self, metadata: dict[str, Any]) -> None:
         """The part of `commit` that takes time: afterwards everything is on the disk, under temporary names."""
         with write_errors_told(self.paths.bin):
-            self._writing.finish()
+            self._bin.finish()
             self._hashing.finish()
             self._complete_index()
             with self._temporary.idx.open("rb") as idx:
@@ -162,7 +148,6 @@ class IndexedDatasetWriter:
                 file.write("\n")
                 file.flush()
                 os.fsync(file.fileno())
-            os.fsync(self._bin.fileno())
             os.fsync(self._idx.fileno())
 
     def _publish(self) -> None:

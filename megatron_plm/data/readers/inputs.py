@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from megatron_plm.data.formats import STANDARD_INPUT, BlockReader
 from megatron_plm.data.readers.sniff import FORMATS, has_first_line, told_format
@@ -34,6 +35,7 @@ class Input:
         size: bytes on the disk, 0 where they cannot be known (a pipe).
         notes: sentences for the user where its name and its content disagree.
         fields: where the sequence stands in a record.
+        kind: whether it is a plain file, a compressed one, or a stream, which has no size and is read only once.
         position: bytes read so far, as they are on the disk.
     """
 
@@ -42,6 +44,7 @@ class Input:
     size: int
     notes: list[str]
     fields: Fields
+    kind: Literal["plain", "compressed", "stream"]
     position: int = 0
     _opened: BlockReader | None = field(default=None, repr=False)  # a pipe, which is not opened twice
 
@@ -134,12 +137,14 @@ def _looked_into(path: str, format: str | None, fields: Fields) -> Input:
         notes += [note] if note else []
     # Standard input is read once, from front to end, also where it is a file.
     regular = bool(reader.size) and path != STANDARD_INPUT
-    if format in ("parquet", "lmdb") and (reader.compression or not regular):
+    kind: Literal["plain", "compressed", "stream"]
+    kind = "stream" if not regular else "compressed" if reader.compression else "plain"
+    if format in ("parquet", "lmdb") and kind != "plain":
         reader.close()
         raise UserError(f"{reader.label}: {format} is read in any order: decompress it, or write it to a file, first")
     if regular:
         reader.close()
-    return Input(path, format, reader.size, notes, fields, _opened=None if regular else reader)
+    return Input(path, format, reader.size, notes, fields, kind, _opened=None if regular else reader)
 
 
 def _folder(path: str, format: str | None, fields: Fields) -> Input:
@@ -148,4 +153,4 @@ def _folder(path: str, format: str | None, fields: Fields) -> Input:
         raise UserError(f"input '{path}' is a folder: name the files in it (a pattern such as '{path}/*.fasta' does)")
     if format not in (None, "lmdb"):
         raise UserError(f"input '{path}' is an LMDB folder, not {format}: leave out --format")
-    return Input(path, "lmdb", os.stat(data)[stat.ST_SIZE], [], fields)
+    return Input(path, "lmdb", os.stat(data)[stat.ST_SIZE], [], fields, "plain")

@@ -66,22 +66,21 @@ class SequenceReader:
                 num_lines = num_records = 0
                 continue
             num_lines += job.first_line
-            block = scanned.block
-            if block.fault is not None:
-                line, message = block.fault
+            if scanned.fault is not None:
+                line, message = scanned.fault
                 first = 0 if source.format == "lmdb" else 1
                 place = f"{line_word(source.format)} {num_lines + line + first:d}"
                 raise UserError(f"{source.label}, {place}: {message}")
-            num_lines += block.num_lines
-            num_records += len(block.lengths)
-            self.byte_counts += block.byte_counts
-            self.num_stops += block.num_stops
+            num_lines += scanned.num_lines
+            num_records += len(scanned.lengths)
+            self.byte_counts += scanned.byte_counts
+            self.num_stops += scanned.num_stops
             self.num_bytes += job.num_bytes
             source.position = job.position
             if progress is not None:
                 progress(bytes_done + source.position)
-            if len(block.lengths):
-                yield RecordBatch(scanned.tokens, block.lengths, scanned.names)
+            if len(scanned.lengths):
+                yield RecordBatch(scanned.tokens, scanned.lengths, scanned.names)
 
     def _scanned(self, inputs: Sequence[Input]) -> Iterator[tuple[Input, Job | None, Scanned | None]]:
         """Scan every job, in order; no job and no scan stand for the end of an input.

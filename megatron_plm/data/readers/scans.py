@@ -1,5 +1,6 @@
 """How each format is cut and scanned: an input becomes jobs, each one block of whole records for any thread."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from megatron_plm.data.readers.blocks import FindEnd, blocks_of_records
 from megatron_plm.data.readers.inputs import Input
 from megatron_plm.data.readers.lmdb_records import lmdb_values
 from megatron_plm.data.readers.parquet import parquet_values
+from megatron_plm.data.readers.ranges import RangeFile
 from megatron_plm.data.readers.values import Values
 from megatron_plm.errors import UserError, suggestion
 
@@ -23,11 +25,25 @@ _SEPARATORS = {"csv": ",", "tsv": "\t"}
 
 @dataclass(frozen=True)
 class Scanned:
-    """What became of one block: its tokens and what the scan found."""
+    """What became of one block.
+
+    Attributes:
+        tokens: of its records, end to end, uint8 [n].
+        lengths: tokens of each record, int32 [k].
+        byte_counts: how often each byte stood in a sequence, uint64 [256].
+        names: a hash of each record's name, uint64 [k]; None where not asked for.
+        num_lines: newlines (or values) in it.
+        num_stops: records that ended in '*'.
+        fault: the first fault, after which nothing was scanned: its line in the block, and what is wrong.
+    """
 
     tokens: npt.NDArray[np.uint8]
-    block: _native.RecordBlock
+    lengths: npt.NDArray[np.int32]
+    byte_counts: npt.NDArray[np.uint64]
     names: npt.NDArray[np.uint64] | None
+    num_lines: int
+    num_stops: int
+    fault: tuple[int, str] | None
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ class Job:
         num_bytes: its text.
         position: bytes of the input read by then, as they are on the disk.
         first_line: lines (or rows) of the input before the block that its scan doesn't count.
-        scan: scans it, without the GIL where the time goes.
+        scan: scans it, without the GIL where the time goes; raises UserError where it cannot be read.
     """
 
     num_bytes: int
@@ -63,41 +79,59 @@ def jobs(source: Input, alphabet: _native.Alphabet, *, with_names: bool) -> Iter
     if source.format == "fasta":
         scan = partial(_native.scan_fasta, with_names=with_names)
         reason = "split it, or see that every '>' begins a line"
-        return _text_jobs(source, alphabet, scan, _native.last_record_start, _LONGEST_FASTA, reason, with_names)
-    reason = "a line break is missing"
+        texts = _texts(source, _native.last_record_start, b"\n>", _LONGEST_FASTA, reason)
+        return _text_jobs(texts, alphabet, scan, with_names)
+    texts = _texts(source, _native.last_line_end, b"\n", _LONGEST_LINE, "a line break is missing")
     if source.format == "jsonl":
         name_key = source.fields.json_name_key if with_names else None
         scan = partial(_native.scan_json_lines, key=source.fields.json_key, name_key=name_key)
-        return _text_jobs(source, alphabet, scan, _native.last_line_end, _LONGEST_LINE, reason, with_names)
+        return _text_jobs(texts, alphabet, scan, with_names)
     if with_names:
         raise UserError(f"{source.label}: text with one sequence a line has no names of records: use FASTA or a table")
-    return _text_jobs(source, alphabet, _native.scan_text, _native.last_line_end, _LONGEST_LINE, reason, with_names)
+    return _text_jobs(texts, alphabet, _native.scan_text, with_names)
 
 
 Scan = Callable[..., _native.RecordBlock]
 
 
-def _text_jobs(
-    source: Input,
-    alphabet: _native.Alphabet,
-    scan: Scan,
-    find_end: FindEnd,
-    longest: int,
-    reason: str,
-    with_names: bool,
-) -> Iterator[Job]:
-    reader = source.open()
-    try:
+@dataclass(frozen=True)
+class _Text:
+    """A block of whole records, which `load` gives; `position` as in Job."""
+
+    num_bytes: int
+    position: int
+    load: Callable[[], memoryview]
+
+
+def _texts(source: Input, find_end: FindEnd, mark: bytes, longest: int, reason: str) -> Iterator[_Text]:
+    """Cut an input: a plain file by byte ranges (see RangeFile for `mark`), anything else as it comes."""
+    if source.kind == "plain":
+        file = RangeFile(source.path, source.size, source.label)
+        for begin, end in file.ranges(mark, longest, reason):
+            yield _Text(end - begin, end, partial(file.read, begin, end))
+        return
+    with contextlib.closing(source.open()) as reader:
         for text in blocks_of_records(reader, find_end, longest, reason):
-            yield Job(len(text), reader.position, 0, partial(_scan_text, scan, alphabet, text, with_names))
-    finally:
-        reader.close()
+            yield _Text(len(text), reader.position, partial(memoryview, text))
 
 
-def _scan_text(scan: Scan, alphabet: _native.Alphabet, text: memoryview, with_names: bool) -> Scanned:
+def _text_jobs(texts: Iterator[_Text], alphabet: _native.Alphabet, scan: Scan, with_names: bool) -> Iterator[Job]:
+    for text in texts:
+        yield Job(text.num_bytes, text.position, 0, partial(_scan_text, scan, alphabet, text.load, with_names))
+
+
+def _scan_text(scan: Scan, alphabet: _native.Alphabet, load: Callable[[], memoryview], with_names: bool) -> Scanned:
+    text = load()
     tokens = np.empty(len(text), dtype=np.uint8)
     block = scan(alphabet, text, out=tokens)
-    return Scanned(tokens[: block.num_tokens], block, block.names if with_names else None)
+    return _scanned(tokens, block, block.names if with_names else None)
+
+
+def _scanned(
+    tokens: npt.NDArray[np.uint8], block: _native.RecordBlock, names: npt.NDArray[np.uint64] | None
+) -> Scanned:
+    tokens = tokens[: block.num_tokens]
+    return Scanned(tokens, block.lengths, block.byte_counts, names, block.num_lines, block.num_stops, block.fault)
 
 
 def _table_jobs(source: Input, alphabet: _native.Alphabet, separator: str, with_names: bool) -> Iterator[Job]:
@@ -126,7 +160,8 @@ def _table_jobs(source: Input, alphabet: _native.Alphabet, separator: str, with_
                     name_column=name_column,
                 )
                 text = text[size:]
-            yield Job(num_bytes, reader.position, lines_before, partial(_scan_text, scan, alphabet, text, with_names))
+            load = partial(memoryview, text)
+            yield Job(num_bytes, reader.position, lines_before, partial(_scan_text, scan, alphabet, load, with_names))
     finally:
         reader.close()
 
@@ -152,4 +187,4 @@ def _scan_values(alphabet: _native.Alphabet, values: Values) -> Scanned:
     block = _native.scan_values(alphabet, values.data, values.offsets, tokens)
     names = values.names
     hashes = None if names is None else _native.hash_names(names.data, names.offsets)
-    return Scanned(tokens[: block.num_tokens], block, hashes)
+    return _scanned(tokens, block, hashes)

@@ -1,0 +1,96 @@
+"""A large file written from its begin to its end: by a thread of its own, past the page cache where that can be."""
+
+import errno
+import fcntl
+import mmap
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+_BUFFER_BYTES = 1 << 22  # a multiple of every page and sector size
+_NUM_BUFFERS = 2
+_DIRECT = getattr(os, "O_DIRECT", 0)  # Linux has it
+_SYNC_BYTES = 1 << 25
+
+
+class StreamedFile:
+    """Written to by `write`, complete after `finish`; errors are the OSErrors of the writes before.
+
+    The file is opened with O_DIRECT: the disk takes the bytes from our buffers while the processor goes on, and other
+    files keep their place in the page cache. A file system that refuses it (tmpfs, some network ones) gets ordinary
+    writes, synced every 32 MB so that the last sync has little to wait for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+        try:
+            self._direct = bool(_DIRECT)
+            self._descriptor = os.open(path, flags | _DIRECT, 0o666)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            path.unlink(missing_ok=True)  # some systems create the file before they refuse the flag
+            self._direct = False
+            self._descriptor = os.open(path, flags, 0o666)
+        self._buffers: list[mmap.mmap] = []
+        self._current = 0  # the buffer that is being filled
+        self._filled = 0  # bytes of it
+        self._unsynced = 0
+        self._under_way: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
+
+    def write(self, content: memoryview) -> None:
+        """Append bytes, which are copied; raises what an earlier write to the disk raised."""
+        while content:
+            if self._current == len(self._buffers):
+                self._buffers.append(mmap.mmap(-1, _BUFFER_BYTES))  # aligned to a page, as O_DIRECT wants it
+            count = min(len(content), _BUFFER_BYTES - self._filled)
+            self._buffers[self._current][self._filled : self._filled + count] = content[:count]
+            self._filled += count
+            content = content[count:]
+            if self._filled == _BUFFER_BYTES:
+                self._wait()
+                self._under_way = self._thread.submit(self._put, memoryview(self._buffers[self._current]))
+                self._current = (self._current + 1) % _NUM_BUFFERS
+                self._filled = 0
+
+    def finish(self) -> None:
+        """Write what is left and sync the file to the disk."""
+        self._wait()
+        if self._filled:
+            self._go_through_the_cache()  # the last piece is no multiple of a sector
+            self._put(memoryview(self._buffers[self._current])[: self._filled])
+            self._filled = 0
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file, whatever was written of it."""
+        self._thread.shutdown(cancel_futures=True)
+        os.close(self._descriptor)
+
+    def _wait(self) -> None:
+        if self._under_way is not None:
+            self._under_way.result()
+            self._under_way = None
+
+    def _put(self, content: memoryview) -> None:
+        while content:
+            try:
+                count = os.write(self._descriptor, content)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._direct:
+                    raise
+                self._go_through_the_cache()
+                continue
+            content = content[count:]
+            self._unsynced += count
+        if not self._direct and self._unsynced >= _SYNC_BYTES:
+            os.fsync(self._descriptor)
+            self._unsynced = 0
+
+    def _go_through_the_cache(self) -> None:
+        if not self._direct:
+            return
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~_DIRECT)
+        self._direct = False
