@@ -5,7 +5,7 @@ import lzma
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from megatron_plm.errors import UserError
 
@@ -45,6 +45,23 @@ class _GzipDecoder:
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
         return self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
+
+
+def _gzip_decoder() -> Decoder:
+    """ISA-L's decompressor, two to three times as fast, where its package is installed."""
+    try:
+        from isal import igzip_lib
+    except ImportError:
+        return _GzipDecoder()
+    return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+
+
+def _gzip_error() -> type[Exception]:
+    try:
+        from isal import igzip_lib
+    except ImportError:
+        return zlib.error
+    return cast(type[Exception], igzip_lib.error)
 
 
 class _ZstdDecoder:
@@ -93,7 +110,7 @@ def _zstd_error() -> type[Exception]:
 
 
 CODECS = (
-    Codec("gzip", ".gz", b"\x1f\x8b", 1 << 16, _GzipDecoder, lambda: zlib.error),
+    Codec("gzip", ".gz", b"\x1f\x8b", 1 << 16, _gzip_decoder, _gzip_error),
     Codec("zstd", ".zst", b"\x28\xb5\x2f\xfd", 1 << 11, _ZstdDecoder, _zstd_error),
     Codec("bzip2", ".bz2", b"BZh", 1 << 16, bz2.BZ2Decompressor, lambda: OSError),
     Codec("xz", ".xz", b"\xfd7zXZ\x00", 1 << 16, lzma.LZMADecompressor, lambda: lzma.LZMAError),

@@ -3,8 +3,9 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,8 @@ def preprocess(
             )
             outputs.append(_Output(stack.enter_context(writer), split, tokenizer))
         arranger = Arranger(selection, tokenizer, dtype, outputs[0].writer.work_folder)
-        for arranged in arranger.arranged(_records(reader, opened, progress)):
+        records = _records(reader, opened, progress, outputs[0].writer.work_folder)
+        for arranged in arranger.arranged(records):
             for number, output in enumerate(outputs):
                 output.append(arranged, number=number, counting=not as_read)
         _check_not_empty(outputs, arranger.counts)
@@ -174,8 +176,10 @@ class _Output:
         )
 
 
-def _records(reader: SequenceReader, inputs: Sequence[Input], progress: Progress | None) -> Iterator[RecordBatch]:
-    yield from reader.read(inputs, None if progress is None else progress.read)
+def _records(
+    reader: SequenceReader, inputs: Sequence[Input], progress: Progress | None, folder: Callable[[], Path]
+) -> Iterator[RecordBatch]:
+    yield from reader.read(inputs, None if progress is None else progress.read, folder=folder)
     if progress is not None:
         progress.then("everything is read: arranging and writing")
 

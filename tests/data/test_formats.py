@@ -29,6 +29,13 @@ NAMES = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
 TEXT = b">P1\nMKV\n" * 450_000  # three blocks and a bit
 
 
+@pytest.fixture(autouse=True, params=["isal", "zlib"])
+def gzip_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs with ISA-L's decompressor and, as where that is not installed, with zlib's."""
+    if request.param == "zlib":
+        monkeypatch.setitem(sys.modules, "isal", None)
+
+
 def read(path: Path) -> bytes:
     return b"".join(BlockReader(path))
 

@@ -53,6 +53,11 @@ class Input:
         """How messages name it."""
         return "standard input" if self.path == STANDARD_INPUT else f"input file '{self.path}'"
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether reading it takes a multiple of the time of scanning, so that reading it ahead is worth the disk."""
+        return self.kind == "compressed" or self.format in ("parquet", "lmdb")
+
     def open(self) -> BlockReader:
         """Return a reader of its decompressed bytes; call it once."""
         reader, self._opened = self._opened or BlockReader(self.path), None

@@ -15,8 +15,8 @@ _PIECE = 1 << 14  # read at a time in search of a record's begin
 class RangeFile:
     """A regular file, read at any place by any thread.
 
-    `path` and `size` are those of the file when it was looked at; `label` names it in messages. It is closed when nothing
-    refers to it any more. Raises UserError where it cannot be opened or read, or has become shorter.
+    `path` and `size` are those of the file when it was looked at; `label` names it in messages. It is closed when
+    nothing refers to it any more. Raises UserError where it cannot be opened or read, or has become shorter.
     """
 
     def __init__(self, path: str, size: int, label: str) -> None:

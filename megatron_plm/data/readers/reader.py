@@ -1,13 +1,16 @@
 """Inputs to batches of whole records of token ids, on one or more threads."""
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 
 from megatron_plm.data._native import Alphabet
+from megatron_plm.data.readers.ahead import Lane, pipelined
 from megatron_plm.data.readers.inputs import Input
 from megatron_plm.data.readers.scans import Job, Scanned, jobs, line_word
 from megatron_plm.data.records import RecordBatch
@@ -49,16 +52,23 @@ class SequenceReader:
         self.num_stops = 0
         self.num_bytes = 0
 
-    def read(self, inputs: Sequence[Input], progress: Callable[[int], None] | None = None) -> Iterator[RecordBatch]:
+    def read(
+        self,
+        inputs: Sequence[Input],
+        progress: Callable[[int], None] | None = None,
+        *,
+        folder: Callable[[], Path] | None = None,
+    ) -> Iterator[RecordBatch]:
         """Yield the records of the inputs, in their order, some at a time; tokens are uint8.
 
-        `progress` is told, again and again, how many bytes of all inputs have been read, as they are on the disk; each
-        input's `position` tells its own. The records are the same for every number of workers, and so is the error:
-        UserError, naming input, line and record, at the first fault.
+        With several workers, compressed inputs behind the first are decompressed ahead into a file in `folder()`, if it
+        is given. `progress` is told, again and again, how many bytes of all inputs have been read, as they are on the
+        disk; each input's `position` tells its own. The records are the same for every number of workers, and so is
+        the error: UserError, naming input, line and record, at the first fault.
         """
         bytes_done = 0
         num_lines = num_records = 0
-        for source, job, scanned in self._scanned(inputs):
+        for source, job, scanned in self._scanned(inputs, folder):
             if job is None or scanned is None:
                 if num_records == 0:
                     raise UserError(_without_records(source))
@@ -82,46 +92,59 @@ class SequenceReader:
             if len(scanned.lengths):
                 yield RecordBatch(scanned.tokens, scanned.lengths, scanned.names)
 
-    def _scanned(self, inputs: Sequence[Input]) -> Iterator[tuple[Input, Job | None, Scanned | None]]:
-        """Scan every job, in order; no job and no scan stand for the end of an input.
-
-        With several workers, up to two jobs for each are under way, also across the end of an input.
-        """
-        if self._workers == 1:
-            for source, job in self._jobs(inputs):
-                if isinstance(job, UserError):
-                    raise job
-                yield source, job, job.scan() if job else None
+    def _scanned(
+        self, inputs: Sequence[Input], folder: Callable[[], Path] | None
+    ) -> Iterator[tuple[Input, Job | None, Scanned | None]]:
+        """Scan every job, in order; no job and no scan stand for the end of an input."""
+        if self._workers > 1:
+            yield from self._scanned_side_by_side(inputs, folder)
             return
-        pending: deque[tuple[Input, Job | UserError | None, Future[Scanned] | None]] = deque()
-        with ExitStack() as stack:
-            pool = ThreadPoolExecutor(self._workers, thread_name_prefix="tokenize")
-            stack.callback(pool.shutdown, cancel_futures=True)
-            for source, job in self._jobs(inputs):
-                pending.append((source, job, pool.submit(job.scan) if isinstance(job, Job) else None))
-                if len(pending) > 2 * self._workers:
-                    yield _result(*pending.popleft())
-            while pending:
-                yield _result(*pending.popleft())
-
-    def _jobs(self, inputs: Sequence[Input]) -> Iterator[tuple[Input, Job | UserError | None]]:
-        """Every job, then None for the end of its input; an error comes in its place, behind earlier faults."""
         for source in inputs:
-            try:
-                for job in jobs(source, self._alphabet, with_names=self._with_names):
-                    yield source, job
-            except UserError as error:
-                yield source, error
-                return
-            yield source, None
+            for job in self._jobs(source):
+                yield source, job, job.scan()
+            yield source, None, None
+
+    def _scanned_side_by_side(
+        self, inputs: Sequence[Input], folder: Callable[[], Path] | None
+    ) -> Iterator[tuple[Input, Job | None, Scanned | None]]:
+        """The same with as many blocks scanned, and as many files cut or decompressed, at a time as there are workers.
+
+        What comes of the files behind the first waits in memory or, where it took time, in `folder()`.
+        """
+        ahead = 2 * self._workers
+        lanes: deque[tuple[Input, Lane]] = deque()
+        with ExitStack() as stack:
+            stack.callback(_for_each, Lane.close, lanes)
+            scanners, cutters = (ThreadPoolExecutor(self._workers, thread_name_prefix=name) for name in ("scan", "cut"))
+            stack.callback(scanners.shutdown, cancel_futures=True)
+            stack.callback(cutters.shutdown, cancel_futures=True)
+            stack.callback(_for_each, Lane.stop, lanes)
+            left = iter(inputs)
+            while True:
+                for source in itertools.islice(left, self._workers - len(lanes)):
+                    spools_to = folder if source.is_slow else None
+                    lane = Lane(self._jobs(source), scanners, num_ahead=ahead, spools_to=spools_to)
+                    lanes.append((source, lane))
+                    if source.kind != "stream":
+                        cutters.submit(lane.run)
+                if not lanes:
+                    return
+                source, lane = lanes[0]
+                # A stream may keep its reader waiting, and a thread that waits so could not be stopped.
+                results = pipelined(self._jobs(source), scanners, ahead) if source.kind == "stream" else lane.results()
+                for job, scanned in results:
+                    yield source, job, scanned
+                yield source, None, None
+                lanes.popleft()
+                lane.close()
+
+    def _jobs(self, source: Input) -> Iterator[Job]:
+        return jobs(source, self._alphabet, with_names=self._with_names)
 
 
-def _result(
-    source: Input, job: Job | UserError | None, future: Future[Scanned] | None
-) -> tuple[Input, Job | None, Scanned | None]:
-    if isinstance(job, UserError):
-        raise job
-    return source, job, future.result() if future else None
+def _for_each(do: Callable[[Lane], None], lanes: Iterable[tuple[Input, Lane]]) -> None:
+    for _, lane in lanes:
+        do(lane)
 
 
 def _without_records(source: Input) -> str:

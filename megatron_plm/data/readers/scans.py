@@ -112,7 +112,11 @@ def _texts(source: Input, find_end: FindEnd, mark: bytes, longest: int, reason: 
         return
     with contextlib.closing(source.open()) as reader:
         for text in blocks_of_records(reader, find_end, longest, reason):
-            yield _Text(len(text), reader.position, partial(memoryview, text))
+            yield _Text(len(text), reader.position, _given(text))
+
+
+def _given(text: memoryview) -> Callable[[], memoryview]:
+    return lambda: text
 
 
 def _text_jobs(texts: Iterator[_Text], alphabet: _native.Alphabet, scan: Scan, with_names: bool) -> Iterator[Job]:
@@ -160,7 +164,7 @@ def _table_jobs(source: Input, alphabet: _native.Alphabet, separator: str, with_
                     name_column=name_column,
                 )
                 text = text[size:]
-            load = partial(memoryview, text)
+            load = _given(text)
             yield Job(num_bytes, reader.position, lines_before, partial(_scan_text, scan, alphabet, load, with_names))
     finally:
         reader.close()
