@@ -148,8 +148,14 @@ class Loader:
                 yield Step(self._own_batches(rows), cursor)
             return
         ahead: deque[tuple[Future[list[Batch]], Cursor]] = deque()
-        with ThreadPoolExecutor(self._options.num_workers, thread_name_prefix="loader") as pool:
-            for rows, cursor in plans:
+        with (
+            ThreadPoolExecutor(self._options.num_workers, thread_name_prefix="loader") as pool,
+            ThreadPoolExecutor(1, thread_name_prefix="plan") as planner,
+        ):
+            plan = planner.submit(next, plans, None)
+            while (planned := plan.result()) is not None:
+                plan = planner.submit(next, plans, None)  # packing a window takes a while now and then
+                rows, cursor = planned
                 ahead.append((pool.submit(self._own_batches, rows), cursor))
                 if len(ahead) > _STEPS_AHEAD * self._options.num_workers:
                     future, cursor = ahead.popleft()
