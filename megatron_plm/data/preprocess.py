@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> int | None:
         json_name_key=options.json_name_key,
         column=options.column,
         name_column=options.name_column,
+        skip_lines=options.skip_lines,
     )
     for note in (note for source in inputs for note in source.notes):
         print(f"note: {note}", file=sys.stderr)
@@ -81,6 +82,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--name-column", default="id", metavar="NAME", help="CSV, TSV, Parquet: the name's (default: id)"
     )
     source.add_argument(
+        "--skip-lines", type=int, default=0, metavar="N", help="CSV, TSV: lines above the column names (default: 0)"
+    )
+    source.add_argument(
         "--tokenizer", default="esm2", metavar="NAME", help=f"one of {', '.join(TOKENIZER_NAMES)} (default: esm2)"
     )
     source.add_argument("--strict", action="store_true", help="stop at a letter that the tokenizer doesn't know")
@@ -112,6 +116,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse(argv)
     if options.workers < 1:
         raise UserError(f"--workers must be 1 or more, not {options.workers}")
+    if options.skip_lines < 0:
+        raise UserError(f"--skip-lines must be 0 or more, not {options.skip_lines}")
     return options
 
 

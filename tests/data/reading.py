@@ -40,7 +40,7 @@ TEXTS = {
 EXTENSIONS = {"text": "txt"}
 
 
-def read(*patterns: object, reader: SequenceReader | None = None, **options: str) -> list[str]:
+def read(*patterns: object, reader: SequenceReader | None = None, **options: Any) -> list[str]:
     sequences = []
     for batch in (reader or SequenceReader(ESM2)).read(open_inputs([str(pattern) for pattern in patterns], **options)):
         assert batch.tokens.dtype == np.uint8

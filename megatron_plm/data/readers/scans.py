@@ -144,12 +144,15 @@ def _table_jobs(source: Input, alphabet: _native.Alphabet, separator: str, with_
 
     reader = source.open()
     scan: Scan | None = None
+    skipped = source.fields.skip_lines
     reason = "a quote in it is never closed, or a line break is missing"
     try:
         for text in blocks_of_records(reader, find_end, _LONGEST_LINE, reason):
             num_bytes, lines_before = len(text), 0
             if scan is None:
+                text = text[_lines_size(text, skipped, source) :]
                 fields, size, lines_before, fault = _native.read_table_header(text, separator)
+                lines_before, skipped = lines_before + skipped, 0
                 if fault:
                     raise UserError(f"{source.label}, line {lines_before + 1}: {fault}")
                 if not fields:
@@ -168,6 +171,14 @@ def _table_jobs(source: Input, alphabet: _native.Alphabet, separator: str, with_
             yield Job(num_bytes, reader.position, lines_before, partial(_scan_text, scan, alphabet, load, with_names))
     finally:
         reader.close()
+
+
+def _lines_size(text: memoryview, count: int, source: Input) -> int:
+    """Bytes of the first lines of a text, which is the first block of `source`."""
+    lines = bytes(text).split(b"\n", count) if count else []
+    if len(lines) <= count and count:
+        raise UserError(f"{source.label} has {len(lines) - 1} lines: --skip-lines {count} passes over all of them")
+    return sum(len(line) + 1 for line in lines[:count])
 
 
 def _column(source: Input, header: list[str], name: str) -> int:
