@@ -16,8 +16,9 @@ import torch
 
 from megatron_plm.benchmark.flags import Size, add_size, count, seconds
 from megatron_plm.config.load import config_from_values
-from megatron_plm.config.options import ModelOptions, problems
+from megatron_plm.config.options import ModelOptions
 from megatron_plm.config.presets import PRESETS
+from megatron_plm.config.problems import problems
 from megatron_plm.data.indexed import IndexedDataset
 from megatron_plm.data.loader import IGNORED_LABEL
 from megatron_plm.errors import UserError

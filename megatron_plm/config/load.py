@@ -44,7 +44,7 @@ def load_config(argv: Sequence[str], *, prog: str = "launch/pretrain.sh") -> tup
     """Resolve `argv`: defaults < preset < TOML < flags.
 
     Returns the configuration and whether `--print-config` was given. Raises UserError for an unknown or ill-typed
-    key or flag; whether the values fit together is checked by `options.problems`, once the world size is known.
+    key or flag; whether the values fit together is checked by `problems.problems`, once the world size is known.
     """
     known = option_fields()
     flags_typed = vars(build_parser(prog).parse(argv))

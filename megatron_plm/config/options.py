@@ -101,8 +101,13 @@ class TrainingOptions:
     bf16: bool = option(False, "compute in bfloat16, with fp32 weights, gradients and optimizer state")
     recompute_granularity: str = option(
         "none",
-        "activation checkpointing: full recomputes each block in the backward pass",
-        choices=("none", "full"),
+        "activation checkpointing: the backward pass recomputes each block (full), or of it all but matrix products and "
+        "attention (selective)",
+        choices=("none", "selective", "full"),
+    )
+    compile: bool = option(False, "compile each block with torch.compile")
+    distributed_timeout_minutes: float = option(
+        10.0, "time after which a process that waits for another gives up, and the run ends"
     )
     seed: int = option(1234, "seed of the initial weights, the data order and the masks")
     log_interval: int = option(10, "steps between two lines of training metrics")
@@ -120,6 +125,50 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelOptions:
+    """How one model is laid out over the processes; what the others leave of them is data parallelism."""
+
+    tensor_model_parallel_size: int = option(1, "processes that hold a share of each matrix and attention head")
+    sequence_parallel: bool = option(
+        False, "with tensor parallelism: between the matrices each process keeps a share of a row's tokens"
+    )
+    pipeline_model_parallel_size: int = option(1, "groups of processes that hold some of the blocks each")
+    pipeline_schedule: str = option(
+        "1f1b",
+        "the order of forward and backward passes; interleaved and zbv give each process several stages",
+        choices=("gpipe", "1f1b", "interleaved", "zbv"),
+    )
+    num_virtual_stages_per_pipeline_rank: int | None = option(
+        None, "stages of one process (default: 2 where the schedule is interleaved or zbv, else 1)"
+    )
+    pipeline_layout: str | None = option(
+        None, "blocks of each stage, as in 7,8,8,7 (default: evenly, embedding and head counted as a part of a block)"
+    )
+    context_parallel_size: int = option(1, "processes that hold a share of each row's tokens")
+    data_parallel_sharding: str = option(
+        "zero3",
+        "what is split over the data-parallel processes: nothing, gradients and optimizer state (zero2), or the "
+        "weights too, gathered when they are needed (zero3)",
+        choices=("none", "zero2", "zero3"),
+    )
+    data_parallel_replicate_size: int = option(
+        1, "groups of data-parallel processes that hold a whole copy each (HSDP): one a node keeps gathering inside it"
+    )
+
+    @property
+    def num_virtual_stages(self) -> int:
+        """Stages of one process."""
+        if self.num_virtual_stages_per_pipeline_rank is not None:
+            return self.num_virtual_stages_per_pipeline_rank
+        return 2 if self.pipeline_schedule in ("interleaved", "zbv") else 1
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the pipeline."""
+        return self.pipeline_model_parallel_size * self.num_virtual_stages
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """One resolved run."""
 
@@ -127,9 +176,15 @@ class Config:
     model: ModelOptions = ModelOptions()
     data: DataOptions = DataOptions()
     training: TrainingOptions = TrainingOptions()
+    parallel: ParallelOptions = ParallelOptions()
 
 
-GROUPS: dict[str, type] = {"model": ModelOptions, "data": DataOptions, "training": TrainingOptions}
+GROUPS: dict[str, type] = {
+    "model": ModelOptions,
+    "data": DataOptions,
+    "training": TrainingOptions,
+    "parallel": ParallelOptions,
+}
 
 
 @dataclass(frozen=True)
@@ -188,75 +243,3 @@ def option_fields() -> dict[str, OptionField]:
                 choices=entry.metadata["choices"],
             )
     return found
-
-
-def problems(config: Config, *, world_size: int = 1) -> list[str]:
-    """Everything about `config` that cannot work on `world_size` processes, one sentence each; nothing is repaired."""
-    model, data, training = config.model, config.data, config.training
-    found = []
-
-    def require(holds: bool, sentence: str) -> None:
-        if not holds:
-            found.append(sentence)
-
-    positive = {
-        **{n: getattr(model, n) for n in ("num_layers", "hidden_size", "num_attention_heads", "init_method_std")},
-        **{n: getattr(data, n) for n in ("packing_window", "shuffle_blocks_at_once")},
-        **{n: getattr(training, n) for n in ("micro_batch_size", "global_batch_size", "train_iters", "lr")},
-        **{n: getattr(training, n) for n in ("log_interval", "eval_interval", "eval_iters", "save_interval")},
-        "keep_last": training.keep_last,
-        "adam_eps": training.adam_eps,
-        "layernorm_epsilon": model.layernorm_epsilon,
-    }
-    for name, value in positive.items():
-        require(value > 0, f"--{name.replace('_', '-')} must be above 0, not {value}")
-    not_negative = {n: getattr(training, n) for n in ("weight_decay", "clip_grad", "min_lr", "lr_warmup_iters")}
-    not_negative |= {n: getattr(data, n) for n in ("shuffle_block_size", "num_workers")}
-    for name, value in not_negative.items():
-        require(value >= 0, f"--{name.replace('_', '-')} must not be negative, not {value}")
-    for name in ("adam_beta1", "adam_beta2"):
-        value = getattr(training, name)
-        require(0 <= value < 1, f"--{name.replace('_', '-')} must lie in [0, 1), not {value}")
-    require(
-        model.ffn_hidden_size is None or model.ffn_hidden_size > 0,
-        f"--ffn-hidden-size must be above 0, not {model.ffn_hidden_size}",
-    )
-    require(0 < data.mask_prob < 1, f"--mask-prob must lie between 0 and 1, not {data.mask_prob}")
-    require(data.mask_span_length >= 1, f"--mask-span-length must be at least 1, not {data.mask_span_length}")
-    shares = (data.mask_token_share, data.mask_random_share)
-    require(
-        min(shares) >= 0 and sum(shares) <= 1,
-        f"--mask-token-share {shares[0]} and --mask-random-share {shares[1]} must be 0 or more, and 1 at most in sum",
-    )
-    require(data.seq_length >= 16, f"--seq-length must be at least 16, not {data.seq_length}")
-    if model.num_attention_heads > 0 and model.hidden_size > 0:
-        divides = model.hidden_size % model.num_attention_heads == 0
-        require(
-            divides,
-            f"--hidden-size {model.hidden_size} is not divisible by --num-attention-heads "
-            f"{model.num_attention_heads}; {_divisors_text(model.hidden_size, model.num_attention_heads)}",
-        )
-        require(
-            not divides or model.head_dim % 2 == 0,
-            f"--hidden-size {model.hidden_size} over --num-attention-heads {model.num_attention_heads} gives an odd "
-            f"head size of {model.head_dim}, and rotary positions rotate pairs; choose an even head size",
-        )
-    require(
-        training.min_lr <= training.lr,
-        f"--min-lr {training.min_lr} is above --lr {training.lr}; lower --min-lr",
-    )
-    rows = training.micro_batch_size * world_size
-    require(
-        rows <= 0 or training.global_batch_size % rows == 0,
-        f"--global-batch-size {training.global_batch_size} is not a multiple of --micro-batch-size "
-        f"{training.micro_batch_size} times {world_size} processes; the next one up is "
-        f"{-(-training.global_batch_size // max(rows, 1)) * rows}",
-    )
-    return found
-
-
-def _divisors_text(hidden_size: int, wanted: int) -> str:
-    """The head counts nearest to `wanted` that divide `hidden_size` into even heads."""
-    counts = [n for n in range(1, hidden_size + 1) if hidden_size % n == 0 and (hidden_size // n) % 2 == 0]
-    nearest = sorted(sorted(counts, key=lambda n: abs(n - wanted))[:3])
-    return f"head counts that do: {', '.join(map(str, nearest))}" if nearest else "choose an even hidden size"

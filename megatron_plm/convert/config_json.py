@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from megatron_plm.config.options import Config, ModelOptions, problems
+from megatron_plm.config.options import Config, ModelOptions
+from megatron_plm.config.problems import problems
 from megatron_plm.errors import UserError
 from megatron_plm.tokenizers import Tokenizer
 

@@ -1,6 +1,7 @@
 """Processes and the mesh they form."""
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,18 +14,46 @@ from torch._C._distributed_c10d import HashStore, Store
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
+from megatron_plm.config.layout import DIMS, Layout
+from megatron_plm.config.options import ParallelOptions
 from megatron_plm.errors import UserError
+
+MESH_DIMS = ("pp", "dp_replicate", "dp_shard_cp", "tp")
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: its rank, its device, and the mesh (None for a single process without a group)."""
+    """This process among all: its rank, its device, its place in the layout, and the groups it belongs to.
+
+    Attributes:
+        mesh: dims (pp, dp_replicate, dp_shard_cp, tp), ranks as `layout` counts them; the third is what FSDP2 shards
+            over, as context-parallel processes add up gradients too. None for a single process without a group.
+        cp_group: the processes that share rows with this one; None where it has its rows to itself.
+        store: where the processes of the group met.
+    """
 
     rank: int
     size: int
     device: torch.device
     mesh: DeviceMesh | None
-    store: Store | None = None  # where the processes of the group met
+    layout: Layout = Layout(1, 1, 1, 1, 1)
+    cp_group: dist.ProcessGroup | None = None
+    store: Store | None = None
+
+    def coordinate(self, dim: str) -> int:
+        """Where this process is in a dim of the layout."""
+        behind = self.layout.sizes[DIMS.index(dim) + 1 :]
+        return self.rank // math.prod(behind) % getattr(self.layout, dim)
+
+    @property
+    def dp_rank(self) -> int:
+        """Which of the data-parallel processes this one is: it computes their rows of this number."""
+        return self.coordinate("dp_replicate") * self.layout.dp_shard + self.coordinate("dp_shard")
+
+    @property
+    def counts_rows(self) -> bool:
+        """Whether this process speaks for its rows, which its tensor, context and pipeline neighbours have too."""
+        return not any(self.coordinate(dim) for dim in ("pp", "cp", "tp"))
 
     @property
     def is_main(self) -> bool:
@@ -88,11 +117,13 @@ def check_devices() -> None:
 
 
 @contextmanager
-def joined_world(*, force_group: bool = False) -> Iterator[World]:
-    """Join the processes that torchrun started, and leave them at the end.
+def joined_world(
+    options: ParallelOptions | None = None, *, force_group: bool = False, timeout_minutes: float = 10.0
+) -> Iterator[World]:
+    """Join the processes that torchrun started in the layout that `options` ask for, and leave them at the end.
 
     A single process gets no process group, unless `force_group`: FSDP2, which carries the mixed-precision policy,
-    needs a mesh even for one.
+    needs a mesh even for one. A process that waits for another longer than the timeout fails.
     """
     device = torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
@@ -106,9 +137,16 @@ def joined_world(*, force_group: bool = False) -> Iterator[World]:
         store, rank, size = next(rendezvous("env://"))
     else:
         store, rank, size = HashStore(), 0, 1
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    timeout = timedelta(minutes=timeout_minutes)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
-        mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("dp_shard",))
-        yield World(rank, size, device, mesh, store)
+        layout = Layout.of(options or ParallelOptions(), size)
+        pp, dp_replicate, dp_shard, cp, tp = layout.sizes
+        mesh = init_device_mesh(device.type, (pp, dp_replicate, dp_shard * cp, tp), mesh_dim_names=MESH_DIMS)
+        cp_group = None
+        if cp > 1:
+            ranks = torch.arange(size).view(-1, cp, tp).transpose(1, 2).reshape(-1, cp)
+            cp_group, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
+        yield World(rank, size, device, mesh, layout, cp_group, store)
     finally:
         dist.destroy_process_group()

@@ -12,7 +12,8 @@ import torch
 
 from megatron_plm.checkpoint_format import CHECKPOINTS, CONFIG_FILE, write_config
 from megatron_plm.config.load import load_config, to_toml
-from megatron_plm.config.options import Config, problems
+from megatron_plm.config.options import Config
+from megatron_plm.config.problems import problems
 from megatron_plm.errors import RunFailed, UserError, run_command, tell
 from megatron_plm.files import atomic_file
 from megatron_plm.invocation import EXIT_CODE_FILE, command_line

@@ -13,7 +13,7 @@ import pytest
 from pretraining_runs import checkpoint, column, pretrain
 
 from megatron_plm.config.load import load_config, to_toml
-from megatron_plm.config.options import problems
+from megatron_plm.config.problems import problems
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((REPOSITORY / "launch" / "configs").glob("*.toml"))

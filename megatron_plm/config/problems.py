@@ -1,0 +1,70 @@
+"""Everything about a configuration that cannot work, found before anything is built; nothing is repaired."""
+
+from megatron_plm.config.layout import layout_problems
+from megatron_plm.config.options import Config
+
+
+def problems(config: Config, *, world_size: int = 1) -> list[str]:
+    """Everything about `config` that cannot work on `world_size` processes, one sentence each; nothing is repaired."""
+    model, data, training = config.model, config.data, config.training
+    found = []
+
+    def require(holds: bool, sentence: str) -> None:
+        if not holds:
+            found.append(sentence)
+
+    positive = {
+        **{n: getattr(model, n) for n in ("num_layers", "hidden_size", "num_attention_heads", "init_method_std")},
+        **{n: getattr(data, n) for n in ("packing_window", "shuffle_blocks_at_once")},
+        **{n: getattr(training, n) for n in ("micro_batch_size", "global_batch_size", "train_iters", "lr")},
+        **{n: getattr(training, n) for n in ("log_interval", "eval_interval", "eval_iters", "save_interval")},
+        "keep_last": training.keep_last,
+        "distributed_timeout_minutes": training.distributed_timeout_minutes,
+        "adam_eps": training.adam_eps,
+        "layernorm_epsilon": model.layernorm_epsilon,
+    }
+    for name, value in positive.items():
+        require(value > 0, f"--{name.replace('_', '-')} must be above 0, not {value}")
+    not_negative = {n: getattr(training, n) for n in ("weight_decay", "clip_grad", "min_lr", "lr_warmup_iters")}
+    not_negative |= {n: getattr(data, n) for n in ("shuffle_block_size", "num_workers")}
+    for name, value in not_negative.items():
+        require(value >= 0, f"--{name.replace('_', '-')} must not be negative, not {value}")
+    for name in ("adam_beta1", "adam_beta2"):
+        value = getattr(training, name)
+        require(0 <= value < 1, f"--{name.replace('_', '-')} must lie in [0, 1), not {value}")
+    require(
+        model.ffn_hidden_size is None or model.ffn_hidden_size > 0,
+        f"--ffn-hidden-size must be above 0, not {model.ffn_hidden_size}",
+    )
+    require(0 < data.mask_prob < 1, f"--mask-prob must lie between 0 and 1, not {data.mask_prob}")
+    require(data.mask_span_length >= 1, f"--mask-span-length must be at least 1, not {data.mask_span_length}")
+    shares = (data.mask_token_share, data.mask_random_share)
+    require(
+        min(shares) >= 0 and sum(shares) <= 1,
+        f"--mask-token-share {shares[0]} and --mask-random-share {shares[1]} must be 0 or more, and 1 at most in sum",
+    )
+    require(data.seq_length >= 16, f"--seq-length must be at least 16, not {data.seq_length}")
+    if model.num_attention_heads > 0 and model.hidden_size > 0:
+        divides = model.hidden_size % model.num_attention_heads == 0
+        require(
+            divides,
+            f"--hidden-size {model.hidden_size} is not divisible by --num-attention-heads "
+            f"{model.num_attention_heads}; {_divisors_text(model.hidden_size, model.num_attention_heads)}",
+        )
+        require(
+            not divides or model.head_dim % 2 == 0,
+            f"--hidden-size {model.hidden_size} over --num-attention-heads {model.num_attention_heads} gives an odd "
+            f"head size of {model.head_dim}, and rotary positions rotate pairs; choose an even head size",
+        )
+    require(
+        training.min_lr <= training.lr,
+        f"--min-lr {training.min_lr} is above --lr {training.lr}; lower --min-lr",
+    )
+    return found or layout_problems(config, world_size)
+
+
+def _divisors_text(hidden_size: int, wanted: int) -> str:
+    """The head counts nearest to `wanted` that divide `hidden_size` into even heads."""
+    counts = [n for n in range(1, hidden_size + 1) if hidden_size % n == 0 and (hidden_size // n) % 2 == 0]
+    nearest = sorted(sorted(counts, key=lambda n: abs(n - wanted))[:3])
+    return f"head counts that do: {', '.join(map(str, nearest))}" if nearest else "choose an even hidden size"
