@@ -55,7 +55,7 @@ class Layout:
 
 
 def layout_problems(config: Config, world_size: int) -> list[str]:
-    """What keeps `config`, whose options are right by themselves, from running on so many processes: a sentence each."""
+    """What keeps `config`, whose options are right by themselves, from running on so many processes, in sentences."""
     model, data, training, parallel = config.model, config.data, config.training, config.parallel
     sizes = {
         "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
@@ -156,8 +156,8 @@ def _pipeline_problems(config: Config, num_micro_batches: int) -> list[str]:
     if num_micro_batches < pp:
         found.append(
             f"--global-batch-size gives each pipeline {num_micro_batches} micro-batch"
-            f"{'es' if num_micro_batches > 1 else ''}, fewer than its {pp} processes, which would stand idle; raise it, "
-            "or lower --micro-batch-size or --pipeline-model-parallel-size"
+            f"{'es' if num_micro_batches > 1 else ''}, fewer than its {pp} processes, which would stand idle; raise "
+            "it, or lower --micro-batch-size or --pipeline-model-parallel-size"
         )
     elif schedule == "interleaved" and num_micro_batches % pp:
         found.append(

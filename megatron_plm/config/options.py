@@ -101,8 +101,8 @@ class TrainingOptions:
     bf16: bool = option(False, "compute in bfloat16, with fp32 weights, gradients and optimizer state")
     recompute_granularity: str = option(
         "none",
-        "activation checkpointing: the backward pass recomputes each block (full), or of it all but matrix products and "
-        "attention (selective)",
+        "activation checkpointing: the backward pass recomputes each block (full), or of it all but matrix products "
+        "and attention (selective)",
         choices=("none", "selective", "full"),
     )
     compile: bool = option(False, "compile each block with torch.compile")

@@ -18,6 +18,7 @@ from megatron_plm.config.layout import DIMS, Layout
 from megatron_plm.config.options import ParallelOptions
 from megatron_plm.errors import UserError
 
+ONE_PROCESS = Layout(1, 1, 1, 1, 1)
 MESH_DIMS = ("pp", "dp_replicate", "dp_shard_cp", "tp")
 
 
@@ -36,7 +37,7 @@ class World:
     size: int
     device: torch.device
     mesh: DeviceMesh | None
-    layout: Layout = Layout(1, 1, 1, 1, 1)
+    layout: Layout = ONE_PROCESS
     cp_group: dist.ProcessGroup | None = None
     store: Store | None = None
 
