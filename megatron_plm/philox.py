@@ -51,12 +51,30 @@ def normal(key: int, start: int, count: int) -> NDArray[np.float32]:
     the stream can be made without the rest.
     """
     first, last = start // _VALUES_PER_BLOCK, -(-(start + count) // _VALUES_PER_BLOCK)
-    blocks = np.arange(first, last, dtype=np.uint64)
-    words = philox4x32(key, (blocks, blocks >> _SHIFT, 0, 0))  # [4, blocks]
-    halves = np.stack([words & np.uint32(0xFFFF), words >> np.uint32(16)], axis=-1)  # [4, blocks, 2]
-    values = _normal_quantiles()[halves.transpose(1, 0, 2).reshape(-1)]
+    values = _normal_blocks(key, np.arange(first, last, dtype=np.int64))
     offset = start - first * _VALUES_PER_BLOCK
     return values[offset : offset + count]
+
+
+def normal_box(key: int, width: int, rows: tuple[int, int], columns: tuple[int, int]) -> NDArray[np.float32]:
+    """A box, from first to behind last, of the matrix whose rows of `width` are the stream `normal` of `key`."""
+    (top, bottom), (left, right) = rows, columns
+    if (left, right) == (0, width):
+        return normal(key, top * width, (bottom - top) * width).reshape(bottom - top, width)
+    # Each row's piece is made in whole blocks of the stream, as many for every row, and cut out of them.
+    begins = np.arange(top, bottom, dtype=np.int64) * width + left
+    count = right - left
+    num_blocks = -(-count // _VALUES_PER_BLOCK) + 1
+    blocks = (begins // _VALUES_PER_BLOCK)[:, None] + np.arange(num_blocks)
+    values = _normal_blocks(key, blocks.reshape(-1)).reshape(len(begins), num_blocks * _VALUES_PER_BLOCK)
+    return np.take_along_axis(values, (begins % _VALUES_PER_BLOCK)[:, None] + np.arange(count), axis=1)
+
+
+def _normal_blocks(key: int, blocks: NDArray) -> NDArray[np.float32]:
+    """The values of blocks of the stream of `key`, one after the other, float32 [8 · len(blocks)]."""
+    words = philox4x32(key, (blocks, blocks >> 32, 0, 0))  # [4, blocks]
+    halves = np.stack([words & np.uint32(0xFFFF), words >> np.uint32(16)], axis=-1)  # [4, blocks, 2]
+    return _normal_quantiles()[halves.transpose(1, 0, 2).reshape(-1)]
 
 
 @cache

@@ -66,7 +66,9 @@ def fit(
     epoch whose last step left such weights or outputs.
     """
     calibrate(model, train, options.seed)
-    optimizer = build_optimizer(model, lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.999))
+    optimizer = build_optimizer(
+        model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.999)
+    )
     steps_per_epoch = math.ceil(len(train.examples) / options.batch_size)
     total = steps_per_epoch * options.epochs
     warmup = total // 10 if options.warmup is None else options.warmup
@@ -121,7 +123,7 @@ def train_step(
         loss = task.loss(source.outputs(part), source.chosen(part))
         (loss / num_labels).backward()
         loss_sum += loss.item()
-    norm = clip_gradients(model, max_grad_norm).item()
+    norm = clip_gradients(model.parameters(), max_grad_norm).item()
     optimizer.step()
     optimizer.zero_grad()
     return loss_sum, num_labels, norm

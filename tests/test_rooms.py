@@ -26,7 +26,7 @@ ROOMS = {
         {"config", "tokenizers", "kernels"},
         {"torch.distributed", "torch.optim", "os", "pathlib", "sys", "io"},
     ),
-    "parallel": ({"model", "config", "tokenizers", "kernels"}, {"torch.optim", "torch.distributed.checkpoint"}),
+    "parallel": ({"model", "data", "config", "tokenizers", "kernels"}, {"torch.optim", "torch.distributed.checkpoint"}),
     "training": (
         {
             "parallel", "model", "kernels", "data", "tokenizers", "config",

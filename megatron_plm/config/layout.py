@@ -123,11 +123,11 @@ def layout_problems(config: Config, world_size: int) -> list[str]:
         f"{-(-training.global_batch_size // rows) * rows}",
     )
     if fits:
-        found += _pipeline_problems(config, training.global_batch_size // rows)
+        found += _pipeline_problems(config, training.global_batch_size // rows, dp)
     return found
 
 
-def _pipeline_problems(config: Config, num_micro_batches: int) -> list[str]:
+def _pipeline_problems(config: Config, num_micro_batches: int, dp: int) -> list[str]:
     parallel, num_layers = config.parallel, config.model.num_layers
     pp, stages = parallel.pipeline_model_parallel_size, parallel.num_stages
     schedule, virtual = parallel.pipeline_schedule, parallel.num_virtual_stages
@@ -151,6 +151,9 @@ def _pipeline_problems(config: Config, num_micro_batches: int) -> list[str]:
         )
     if schedule == "zbv" and virtual != 2:
         found.append(f"--num-virtual-stages-per-pipeline-rank {virtual}: the schedule zbv has two stages a process")
+    if schedule == "zbv" and parallel.data_parallel_sharding == "zero3" and dp * parallel.context_parallel_size > 1:
+        # It takes gradients of weights later than those of activations, when zero3 has given the weights back.
+        found.append("--pipeline-schedule zbv needs --data-parallel-sharding zero2 or none")
     if schedule == "interleaved" and virtual == 1:
         found.append("--num-virtual-stages-per-pipeline-rank 1: the schedule interleaved needs several; use 1f1b")
     if num_micro_batches < pp:

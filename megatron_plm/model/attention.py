@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,17 @@ def attention_path(device: torch.device, dtype: torch.dtype) -> str:
 
 def _has_flash_attention(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+
+
+class PackedAttention(nn.Module):
+    """`packed_attention` as a module, the place where another way to compute it goes."""
+
+    def __init__(self, *, causal: bool) -> None:
+        super().__init__()
+        self.causal = causal
+
+    def forward(self, q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, sequences: Sequences) -> Tensor:
+        return packed_attention(q_TNH, k_TNH, v_TNH, sequences, causal=self.causal)
 
 
 def packed_attention(

@@ -11,6 +11,13 @@ from megatron_plm.config.options import ModelOptions
 from megatron_plm.kernels.linear import Linear, linear
 
 
+class LabelledPositions(nn.Module):
+    """The vectors of the labelled positions: the head, and the gradient behind it, are needed for these only."""
+
+    def forward(self, x_BLD: Tensor, label_index_BM: Tensor) -> Tensor:
+        return torch.gather(x_BLD, 1, label_index_BM.unsqueeze(-1).expand(-1, -1, x_BLD.shape[-1]))
+
+
 class MaskedLanguageModelHead(nn.Module):
     """Linear, exact GELU and LayerNorm, then the token embedding as output matrix, with a bias of its own."""
 

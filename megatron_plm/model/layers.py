@@ -53,9 +53,16 @@ class RotaryEmbedding(nn.Module):
 
     def __init__(self, head_dim: int, base: float = 10000.0) -> None:
         super().__init__()
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        self.base = base
         # Saved with the weights: published ESM-2 checkpoints carry values rounded through fp16.
-        self.register_buffer("inverse_frequencies", base**-exponents)
+        self.register_buffer("inverse_frequencies", torch.empty(head_dim // 2))
+        self.fill()
+
+    def fill(self) -> None:
+        """Give the buffer its values, also where it was made without storage."""
+        size = len(self.inverse_frequencies)
+        exponents = torch.arange(size, dtype=torch.float32, device=self.inverse_frequencies.device) / size
+        self.inverse_frequencies.copy_(self.base**-exponents)
 
     def forward(self, positions_BL: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines for each token, both [T, 1, 1, H] in `dtype`, to broadcast over heads."""

@@ -1,44 +1,225 @@
-"""Turns the plain model into the one that trains: activation checkpointing, then sharding. Only this file knows the
-order."""
+"""Turns the plain model into the one that trains. Only this file knows the order: context parallelism, tensor and
+sequence parallelism, stages, activation checkpointing, compilation, sharding; then memory, and values."""
 
+import functools
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from megatron_plm.model.transformer import MaskedLanguageModel
+from megatron_plm.config.layout import stage_layers
+from megatron_plm.config.options import Config
+from megatron_plm.data.loader import Batch
+from megatron_plm.data.masking import Masking
+from megatron_plm.data.packing import row_limits
+from megatron_plm.model.initialize import Piece, initialize
+from megatron_plm.model.transformer import Block, MaskedLanguageModel
+from megatron_plm.parallel.context import apply_context_parallel, own_labels
 from megatron_plm.parallel.mesh import World
+from megatron_plm.parallel.pipeline import Activations, Criterion, PipelinePasses, Stage, own_stages
+from megatron_plm.parallel.tensor import apply_tensor_parallel
+from megatron_plm.tokenizers import Tokenizer
 
 
-def parallelize(model: MaskedLanguageModel, world: World, *, bf16: bool, recompute: bool) -> None:
-    """Change `model` in place for `world`; without a mesh and without recomputation it stays as it is.
+class Passes(Protocol):
+    """Forward and backward passes of the micro-batches of one step, whatever the layout.
 
-    FSDP2 shards each block and the rest over the processes. With `bf16` it also carries the precision policy: compute
-    in bfloat16, gradients reduced and weights kept in fp32. Gradients are summed over processes, not averaged: the
-    loss is divided by the global number of labels already.
+    The criterion is called with the logits of each micro-batch where they are: in a pipeline, by the processes of the
+    last stage only.
     """
-    blocks = model.encoder.blocks
-    if recompute:
-        for index, block in enumerate(blocks):
-            blocks[index] = checkpoint_wrapper(block)
-    if world.mesh is None:
-        assert not bf16, "bf16 needs a mesh"
+
+    def train(self, micro_batches: Sequence[Batch], criterion: Criterion) -> None:
+        """Run forward and backward passes: the gradients are complete afterwards."""
+
+    def evaluate(self, micro_batches: Sequence[Batch], criterion: Criterion) -> None:
+        """Run forward passes."""
+
+
+@dataclass(frozen=True)
+class ParallelModel:
+    """What this process holds of the model.
+
+    Attributes:
+        parts: the model, or some stages of it; their parameters have the names that they have in the model.
+        passes: takes micro-batches, as `prepared` gives them, through the whole model.
+        num_parameters: of the whole model.
+    """
+
+    parts: list[nn.Module]
+    passes: Passes
+    world: World
+    num_parameters: int
+
+    def prepared(self, batch: Batch) -> Batch:
+        """A micro-batch on this process's device, with the labels that this process scores."""
+        batch = batch.to(self.world.device)
+        cp = self.world.layout.cp
+        return batch if cp == 1 else own_labels(batch, cp, self.world.coordinate("cp"))
+
+    def named_parameters(self, *, copies: bool) -> dict[str, nn.Parameter]:
+        """The parameters here by their names in the model; with `copies`, also those whose original is elsewhere."""
+        copied = {id(copy) for copy in self.copies()}
+        named = [(name, p) for part in self.parts for name, p in part.named_parameters()]
+        # Of an original and its copy, both here, the original comes last and stays.
+        chosen = sorted(named, key=lambda item: id(item[1]) not in copied)
+        return {name: p for name, p in chosen if copies or id(p) not in copied}
+
+    def copies(self) -> list[Tensor]:
+        """Parameters here whose original the first stage has."""
+        return [copy for part in self.parts if isinstance(part, Stage) for copy in part.copies]
+
+
+def build_model(config: Config, tokenizer: Tokenizer, world: World) -> ParallelModel:
+    """Build this process's part of the model that `config` describes, with its initial weights.
+
+    The weights are the same for every layout. No process ever holds more than its part.
+    """
+    parts, num_parameters = _assembled(config, tokenizer, world)
+    for part in parts:
+        part.to_empty(device=world.device)
+        initialize(part, config.model, config.training.seed, piece=_piece)
+    return ParallelModel(parts, _passes(parts, config, tokenizer, world), world, num_parameters)
+
+
+def _assembled(config: Config, tokenizer: Tokenizer, world: World) -> tuple[list[nn.Module], int]:
+    """The parts without memory, and the number of parameters of the whole model."""
+    layers = stage_layers(config.parallel, config.model.num_layers)
+    pp = world.layout.pp
+    parts: list[nn.Module] = []
+    for stage in own_stages(config.parallel, world.coordinate("pp")) if pp > 1 else [0]:
+        with torch.device("meta"):
+            model = MaskedLanguageModel(config.model, tokenizer)
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        if world.cp_group is not None:
+            apply_context_parallel(model, world.cp_group, world.coordinate("cp"))
+        if world.layout.tp > 1:
+            assert world.mesh is not None
+            apply_tensor_parallel(model, world.mesh["tp"], sequence_parallel=config.parallel.sequence_parallel)
+        is_first, is_last = stage == 0, stage == len(layers) - 1
+        part = model if pp == 1 else Stage(model, layers[stage], is_first=is_first, is_last=is_last)
+        blocks = [block for block in part.modules() if isinstance(block, Block)]
+        for block in blocks:
+            _recompute(block, config.training.recompute_granularity)
+            if config.training.compile:
+                block.compile()
+        _shard(part, blocks, config, world)
+        parts.append(part)
+    return parts, num_parameters
+
+
+def _recompute(block: Block, granularity: str) -> None:
+    """Let the backward pass recompute the block: all of it, or what is not dear ("selective")."""
+    if granularity == "none":
         return
+    run_again = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+    if granularity == "selective":
+        keep = functools.partial(create_selective_checkpoint_contexts, _dear_ops())
+        run_again = functools.partial(run_again, context_fn=keep)
+    # Nothing in a block draws random numbers, so none need to be kept.
+    block.forward = run_again  # type: ignore[method-assign]
+
+
+def _dear_ops() -> list[torch._ops.OpOverload]:
+    """What selective recomputation keeps: matrix products, attention and communication."""
+    aten, found = torch.ops.aten, []
+    names = [
+        (aten, "mm"),
+        (aten, "addmm"),
+        (aten, "linear"),
+        (aten, "_scaled_dot_product_flash_attention"),
+        (aten, "_scaled_dot_product_flash_attention_for_cpu"),
+        (aten, "_scaled_dot_product_efficient_attention"),
+        (aten, "_scaled_dot_product_cudnn_attention"),
+        (torch.ops.torch_attn, "_varlen_attn"),
+        (torch.ops.mkldnn, "_linear_pointwise"),
+        (torch.ops._c10d_functional, "all_gather_into_tensor"),
+        (torch.ops._c10d_functional, "reduce_scatter_tensor"),
+        (torch.ops._c10d_functional, "all_reduce"),
+        (torch.ops._c10d_functional, "all_to_all_single"),
+    ]
+    for namespace, name in names:
+        if hasattr(namespace, name):  # builds of torch differ in what they have
+            found.append(getattr(namespace, name).default)
+    return found
+
+
+def _shard(part: nn.Module, blocks: Sequence[Block], config: Config, world: World) -> None:
+    """FSDP2: each block, and the rest of the part, is a unit of gathering and of gradient summation.
+
+    It also carries the precision policy: with bf16, compute in bfloat16, gradients summed and weights kept in fp32.
+    Gradients are summed over processes, not averaged: the loss is divided by the global number of labels already.
+    """
+    bf16, layout = config.training.bf16, world.layout
+    if layout.dp * layout.cp == 1 and not bf16:
+        return
+    assert world.mesh is not None
+    mesh = world.mesh["dp_replicate", "dp_shard_cp"] if layout.dp_replicate > 1 else world.mesh["dp_shard_cp"]
     policy = (
         MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
     )
     # FSDP2 warns of in-place operations on the output, a view; the loss reads it and changes nothing.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    for module in (*blocks, model):
-        fully_shard(module, mesh=world.mesh, mp_policy=policy)
+    gather_again = config.parallel.data_parallel_sharding == "zero3"
+    for module in (*blocks, part):
+        # What follows the blocks is needed again at once: it stays gathered.
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=gather_again and module is not part)
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
 
 
-def synchronize_gradients(model: nn.Module, enabled: bool) -> None:
-    """Whether the next backward pass reduces gradients over the processes: needed only for the last micro-batch."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(enabled)
+def _piece(parameter: Tensor) -> Piece:
+    if not isinstance(parameter, DTensor):
+        return parameter, (0,) * parameter.dim()
+    _, start = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return parameter.to_local(), start
+
+
+def _passes(parts: list[nn.Module], config: Config, tokenizer: Tokenizer, world: World) -> Passes:
+    layout, training = world.layout, config.training
+    if layout.pp == 1:
+        return SequentialPasses(parts[0])
+    assert world.mesh is not None
+    rows, limits = (
+        training.micro_batch_size,
+        row_limits(config.data, Masking.from_options(config.data, config.model.objective)),
+    )
+    pieces = layout.cp * (layout.tp if config.parallel.sequence_parallel else 1)
+    activations = Activations(
+        between=(rows, limits.tokens // pieces, config.model.hidden_size),
+        logits=(rows, min(limits.labels, limits.tokens), tokenizer.vocab_size),
+        dtype=torch.bfloat16 if training.bf16 else torch.float32,
+    )
+    stages = [part for part in parts if isinstance(part, Stage)]
+    num_micro_batches = training.global_batch_size // (rows * layout.dp)
+    return PipelinePasses(stages, config.parallel, world.mesh, world.device, activations, num_micro_batches)
+
+
+class SequentialPasses:
+    """One micro-batch after the other through a model that is here as a whole, or whose shards are gathered."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def train(self, micro_batches: Sequence[Batch], criterion: Criterion) -> None:
+        """Run forward and backward passes; gradients are summed over the processes in the last one only."""
+        for index, batch in enumerate(micro_batches):
+            if isinstance(self._model, FSDPModule):
+                self._model.set_requires_gradient_sync(index + 1 == len(micro_batches))
+            criterion(self._logits(batch), batch).backward()
+
+    def evaluate(self, micro_batches: Sequence[Batch], criterion: Criterion) -> None:
+        """Run forward passes."""
+        with torch.no_grad():
+            for batch in micro_batches:
+                criterion(self._logits(batch), batch)
+
+    def _logits(self, batch: Batch) -> Tensor:
+        return self._model(batch.tokens, batch.positions, batch.segment_ids, batch.cu_seqlens, batch.label_index)

@@ -52,6 +52,11 @@ class World:
         return self.coordinate("dp_replicate") * self.layout.dp_shard + self.coordinate("dp_shard")
 
     @property
+    def counts_scores(self) -> bool:
+        """Whether this process speaks for the labels that it scores, which its tensor-parallel neighbours score too."""
+        return self.coordinate("tp") == 0
+
+    @property
     def counts_rows(self) -> bool:
         """Whether this process speaks for its rows, which its tensor, context and pipeline neighbours have too."""
         return not any(self.coordinate(dim) for dim in ("pp", "cp", "tp"))

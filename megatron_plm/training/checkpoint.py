@@ -5,13 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_state_dict,
-    set_model_state_dict,
-    set_state_dict,
-)
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -52,9 +48,8 @@ def save_checkpoint(run: Run, run_directory: Path) -> Path:
             _delete_leftovers(folder)
             aside.mkdir(parents=True)
         run.world.barrier()
-        model, optimizer = get_state_dict(run.model, run.optimizer)
         with without_single_process_warning():
-            save({"model": model, "optimizer": optimizer}, checkpoint_id=aside, no_dist=run.world.mesh is None)
+            save(_tensors(run, copies=False), checkpoint_id=aside, no_dist=run.world.mesh is None)
         if run.world.is_main:
             write_description(aside, run.config, _state(run))
             publish_directory(aside, path)
@@ -77,14 +72,7 @@ def load_checkpoint(run: Run, source: Path) -> Path:
     path = find_checkpoint(source)
     saved_config, saved = read_description(path)
     _check_resumable(path, saved_config, saved, run)
-    model, optimizer = get_state_dict(run.model, run.optimizer)
-    state: dict[str, Any] = {"model": model, "optimizer": optimizer}
-    # The checkpoint's own settings come with the optimizer's state; those of this run's options hold.
-    settings = [{k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups]
-    _read(run, path, state, "--load")
-    set_state_dict(run.model, run.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    for group, asked in zip(run.optimizer.param_groups, settings, strict=True):
-        group.update(asked)
+    _read(run, path, _tensors(run, copies=True), "--load")
     run.progress = Progress(Cursor.from_dict(saved.cursor), saved.step, saved.consumed_tokens)
     return path
 
@@ -100,10 +88,33 @@ def load_pretrained_weights(run: Run, source: Path) -> Path:
     if checkpoint_tokenizer(path, saved).sha256 != run.datasets.tokenizer.sha256:
         raise _other_tokenizer(flag, path, saved, run)
     _refuse_differences(flag, path, _model_options(saved_config, run.config))
-    state: dict[str, Any] = {"model": get_model_state_dict(run.model)}
-    _read(run, path, state, flag)
-    set_model_state_dict(run.model, state["model"])
+    _read(run, path, {"model": _tensors(run, copies=True)["model"]}, flag)
     return path
+
+
+def _tensors(run: Run, *, copies: bool) -> dict[str, Any]:
+    """What a checkpoint holds of this process, by the names of the whole model: weights, buffers, moments of AdamW.
+
+    The tensors are the run's own: reading into them is loading. `copies`: with those whose original is elsewhere.
+    """
+    parameters = run.model.named_parameters(copies=copies)
+    buffers = {name: buffer for part in run.model.parts for name, buffer in part.named_buffers()}
+    moments = {name: _moments(run.optimizer, parameter) for name, parameter in parameters.items()}
+    return {
+        "model": {**{name: parameter.data for name, parameter in parameters.items()}, **buffers},
+        "optimizer": {"state": moments},
+    }
+
+
+def _moments(optimizer: torch.optim.AdamW, parameter: torch.nn.Parameter) -> dict[str, Tensor]:
+    """AdamW's state of a parameter, made as AdamW does where there has been no step yet."""
+    if not optimizer.state[parameter]:
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter.data),
+            "exp_avg_sq": torch.zeros_like(parameter.data),
+        }
+    return optimizer.state[parameter]
 
 
 def _read(run: Run, path: Path, state: dict[str, Any], flag: str) -> None:

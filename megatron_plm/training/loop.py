@@ -9,7 +9,6 @@ from torch import Tensor
 from megatron_plm.data.loader import Batch, Step
 from megatron_plm.errors import UserError
 from megatron_plm.model.heads import summed_cross_entropy
-from megatron_plm.parallel.apply import synchronize_gradients
 from megatron_plm.training.checkpoint import save_checkpoint
 from megatron_plm.training.guard import StopRequest, check_finite
 from megatron_plm.training.metrics import RunLog
@@ -67,19 +66,26 @@ def train(run: Run, log: RunLog, stop: StopRequest) -> str:
 def train_step(run: Run, step: Step) -> StepMetrics:
     """One optimizer step over one global batch: the summed loss over the global number of labels."""
     options = run.config.training
-    num_labels, num_tokens, num_cropped = run.world.sum(
-        sum(batch.num_labels for batch in step.micro_batches),
-        sum(batch.num_tokens for batch in step.micro_batches),
-        sum(batch.num_cropped for batch in step.micro_batches),
+    model, world = run.model, run.world
+    counted = step.micro_batches if world.counts_rows else []
+    num_labels, num_tokens, num_cropped = world.sum(
+        sum(batch.num_labels for batch in counted),
+        sum(batch.num_tokens for batch in counted),
+        sum(batch.num_cropped for batch in counted),
     )
-    loss_sum = torch.zeros((), device=run.world.device)
-    run.model.train()
-    for index, batch in enumerate(step.micro_batches):
-        synchronize_gradients(run.model, enabled=index + 1 == len(step.micro_batches))
-        loss = _loss(run, batch.to(run.world.device))[0]
-        (loss / max(num_labels, 1)).backward()
-        loss_sum += loss.detach()
-    grad_norm = clip_gradients(run.model, options.clip_grad)
+    loss_sum = torch.zeros((), device=world.device)
+
+    def criterion(logits_BMV: Tensor, batch: Batch) -> Tensor:
+        loss = summed_cross_entropy(logits_BMV, batch.label_id)
+        if world.counts_scores:
+            loss_sum.add_(loss.detach())
+        return loss / max(num_labels, 1)
+
+    for part in model.parts:
+        part.train()
+    model.passes.train([model.prepared(batch) for batch in step.micro_batches], criterion)
+    parameters = [parameter for part in model.parts for parameter in part.parameters()]
+    grad_norm = clip_gradients(parameters, options.clip_grad, world, copies=model.copies())
     lr = learning_rate(
         run.progress.step,
         peak=options.lr,
@@ -104,23 +110,28 @@ def evaluate(run: Run) -> dict[str, float]:
     prediction of the same labels without context: their own frequencies. `num_labels` is how many those are.
     """
     assert run.valid_loader is not None
-    run.model.eval()
     tokenizer = run.datasets.tokenizer
     counts = torch.zeros(tokenizer.vocab_size, device=run.world.device)
     sums = torch.zeros(4, device=run.world.device, dtype=torch.float64)
+
+    def criterion(logits_BMV: Tensor, batch: Batch) -> Tensor:
+        loss = summed_cross_entropy(logits_BMV, batch.label_id)
+        labelled = batch.label_id >= 0
+        scored = labelled
+        if run.config.model.objective == "mlm":
+            scored = labelled & (batch.tokens.gather(1, batch.label_index) == tokenizer.mask_id)
+        logits, labels = logits_BMV[scored].float(), batch.label_id[scored]
+        scored_loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        num_right = (logits.argmax(-1) == labels).sum()
+        if run.world.counts_scores:
+            sums.add_(torch.stack([loss, labelled.sum(), scored_loss, num_right]))
+            counts.add_(torch.bincount(labels, minlength=tokenizer.vocab_size))
+        return loss
+
+    for part in run.model.parts:
+        part.eval()
     for step in run.valid_loader.first_epoch(run.config.training.eval_iters):
-        for batch in step.micro_batches:
-            on_device = batch.to(run.world.device)
-            loss, logits_BMV = _loss(run, on_device)
-            inputs = on_device.tokens.gather(1, on_device.label_index)
-            scored = on_device.label_id >= 0
-            if run.config.model.objective == "mlm":
-                scored &= inputs == tokenizer.mask_id
-            logits, labels = logits_BMV[scored].float(), on_device.label_id[scored]
-            scored_loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-            num_right = (logits.argmax(-1) == labels).sum()
-            sums += torch.stack([loss, torch.full_like(loss, batch.num_labels), scored_loss, num_right])
-            counts += torch.bincount(labels, minlength=tokenizer.vocab_size)
+        run.model.passes.evaluate([run.model.prepared(batch) for batch in step.micro_batches], criterion)
     loss_sum, num_labels, scored_sum, right, *label_counts = run.world.sum(*sums.tolist(), *counts.tolist())
     num_scored = sum(label_counts)
     if not num_scored:
@@ -137,11 +148,6 @@ def evaluate(run: Run) -> dict[str, float]:
         "unigram_perplexity": math.exp(unigram),
         "num_labels": int(sum(label_counts)),
     }
-
-
-def _loss(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
-    logits_BMV = run.model(batch.tokens, batch.positions, batch.segment_ids, batch.cu_seqlens, batch.label_index)
-    return summed_cross_entropy(logits_BMV, batch.label_id), logits_BMV
 
 
 def _due(step: int, interval: int) -> bool:

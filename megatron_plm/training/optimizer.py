@@ -1,12 +1,18 @@
 """AdamW with the usual parameter groups, and the gradient norm."""
 
+import math
+from collections.abc import Iterable, Sequence
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from megatron_plm.parallel.mesh import World
+
 
 def build_optimizer(
-    model: nn.Module,
+    parameters: Iterable[nn.Parameter],
     *,
     lr: float,
     weight_decay: float,
@@ -15,12 +21,14 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) over the trainable parameters; biases and norms, the parameters of one dim,
     have no weight decay."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=True)
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    # The fused step takes tensors of one mesh at a time: some parameters may be cut by tensor parallelism, others not.
+    groups: dict[tuple[object, float], list[nn.Parameter]] = {}
+    for parameter in trained:
+        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        groups.setdefault((mesh, weight_decay if parameter.dim() > 1 else 0.0), []).append(parameter)
+    options = [{"params": members, "weight_decay": decay} for (_, decay), members in groups.items()]
+    return torch.optim.AdamW(options, lr=lr, betas=betas, eps=eps, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -29,13 +37,50 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], max_norm: float, world: World | None = None, *, copies: Sequence[Tensor] = ()
+) -> Tensor:
     """Scale the gradients so that their global L2 norm is at most `max_norm` (0 leaves them); returns the norm before,
-    a scalar on the device, over all shards of all parameters."""
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
+    a scalar on the device.
+
+    With a `world` of several processes the norm is that of the whole model: each of them knows what it holds, its
+    shards, and how many others hold the same. `copies` are parameters that another one has and counts. Collective.
+    """
+    present = [p for p in parameters if p.grad is not None]
+    for parameter in present:
+        _complete_gradient(parameter)
+    pieces = [_local(p.grad) for p in present if p.grad is not None]
+    if world is None or world.size == 1:
+        norm = nn.utils.get_total_norm(pieces)
+    else:
+        copied = {id(copy) for copy in copies}
+        norms = torch.stack(torch._foreach_norm(pieces)).double()
+        shares = [0.0 if id(p) in copied else 1 / _num_holders(p, world) for p in present]
+        squared = (norms.square() * torch.tensor(shares, dtype=torch.float64).to(norms.device, non_blocking=True)).sum()
+        dist.all_reduce(squared)
+        norm = squared.sqrt().float()
     if max_norm > 0:
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        # As torch's clip_grads_with_norm_, on what is here.
+        torch._foreach_mul_(pieces, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
+
+
+def _complete_gradient(parameter: nn.Parameter) -> None:
+    """Add up a gradient of which each process has a part: of a norm whose tokens are divided among them."""
+    gradient = parameter.grad
+    if isinstance(gradient, DTensor) and isinstance(parameter, DTensor) and gradient.placements != parameter.placements:
+        parameter.grad = gradient.redistribute(placements=parameter.placements)
+
+
+def _local(x: Tensor) -> Tensor:
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def _num_holders(parameter: Tensor, world: World) -> int:
+    """How many processes hold the piece of the parameter that this one does: of its stage, those beside its shards."""
+    num_pieces = 1
+    if isinstance(parameter, DTensor):
+        mesh = parameter.device_mesh
+        cut = [dim for dim, place in enumerate(parameter.placements) if not place.is_replicate()]
+        num_pieces = math.prod(map(mesh.size, cut))
+    return world.size // world.layout.pp // num_pieces

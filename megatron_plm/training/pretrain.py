@@ -56,7 +56,11 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         error.told = local_rank() > 0  # all processes of a machine find it alike
         raise
-    with joined_world(force_group=config.training.bf16) as world:
+    with joined_world(
+        config.parallel,
+        force_group=config.training.bf16,
+        timeout_minutes=config.training.distributed_timeout_minutes,
+    ) as world:
         try:
             with own_run_directory(config, world):
                 return EXIT_CODES[_pretrain(config, world, datasets, argv)]
@@ -153,9 +157,9 @@ def _description(run: Run, argv: Sequence[str]) -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": package_versions(),
         "machine": f"{device}, {torch.get_num_threads()} threads a process",
-        "kernels": f"attention: {attention_path(world.device, dtype)}; linear maps: {linear_path(run.model)}",
+        "kernels": f"attention: {attention_path(world.device, dtype)}; linear maps: {linear_path(run.model.parts[0])}",
         "world_size": world.size,
-        "num_parameters": sum(p.numel() for p in run.model.parameters()),
+        "num_parameters": run.model.num_parameters,
         "seed": run.config.training.seed,
         "train_sequences": run.datasets.train.num_sequences,
         "train_residues": run.datasets.train.num_tokens,

@@ -9,9 +9,7 @@ from megatron_plm.data.blend import Cursor
 from megatron_plm.data.loader import Loader
 from megatron_plm.data.mixture import Mixture, open_mixture
 from megatron_plm.errors import UserError
-from megatron_plm.model.initialize import initialize
-from megatron_plm.model.transformer import MaskedLanguageModel
-from megatron_plm.parallel.apply import parallelize
+from megatron_plm.parallel.apply import ParallelModel, build_model
 from megatron_plm.parallel.mesh import World
 from megatron_plm.tokenizers import Tokenizer, get_tokenizer
 from megatron_plm.training.optimizer import build_optimizer
@@ -42,7 +40,7 @@ class Run:
     config: Config
     world: World
     datasets: Datasets
-    model: MaskedLanguageModel
+    model: ParallelModel
     optimizer: torch.optim.AdamW
     train_loader: Loader
     valid_loader: Loader | None
@@ -64,12 +62,9 @@ def open_datasets(config: Config) -> Datasets:
 def build_run(config: Config, world: World, datasets: Datasets) -> Run:
     """Build the run at its first step."""
     training = config.training
-    model = MaskedLanguageModel(config.model, datasets.tokenizer)
-    initialize(model, config.model, training.seed)
-    model.to(world.device)
-    parallelize(model, world, bf16=training.bf16, recompute=training.recompute_granularity == "full")
+    model = build_model(config, datasets.tokenizer, world)
     optimizer = build_optimizer(
-        model,
+        [parameter for part in model.parts for parameter in part.parameters()],
         lr=training.lr,
         weight_decay=training.weight_decay,
         betas=(training.adam_beta1, training.adam_beta2),
@@ -100,7 +95,7 @@ def _build_loader(config: Config, world: World, mixture: Mixture, tokenizer: Tok
         global_batch_size=config.training.global_batch_size,
         seed=config.training.seed,
         name=name,
-        rank=world.rank,
-        world_size=world.size,
+        rank=world.dp_rank,
+        world_size=world.layout.dp,
         pin_memory=world.device.type == "cuda",
     )

@@ -1,0 +1,252 @@
+"""Every layout against one process: the same model, data and steps; losses, gradient norms and final weights compared.
+
+Each side is training as `launch/pretrain.sh` does it, in fp32 on CPU processes joined by gloo. The processes are
+started once for each number of them, and train one layout after the other. Only the order of additions may differ.
+"""
+
+import argparse
+import json
+import shlex
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_plm.benchmark.flags import Size, add_size, count
+from megatron_plm.errors import UserError
+
+# Relative to one process: Adam carries differences of the last bit along, so what can be asked of the weights, and of
+# gradients late in a run, is less than of the loss.
+BARS = {"loss": 1e-5, "grad_norm": 1e-4, "weights": 1e-4}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layout: its number of processes and its flags."""
+
+    name: str
+    processes: int
+    flags: str
+
+    @property
+    def words(self) -> list[str]:
+        return shlex.split(self.flags)
+
+
+_TP, _PP, _CP = (f"--{kind}-parallel-size" for kind in ("tensor-model", "pipeline-model", "context"))
+_DP = "--data-parallel-sharding"
+CASES = (
+    Case("accumulation", 1, "--micro-batch-size 1"),
+    Case("full recomputation", 1, "--recompute-granularity full"),
+    Case("selective recomputation", 1, "--recompute-granularity selective"),
+    Case("DP2", 2, f"{_DP} none"),
+    Case("ZeRO-2, 2 shards", 2, f"{_DP} zero2"),
+    Case("FSDP2, 2 shards", 2, f"{_DP} zero3"),
+    Case("FSDP2, 2 shards, accumulation", 2, f"{_DP} zero3 --micro-batch-size 1"),
+    Case("TP2", 2, f"{_TP} 2"),
+    Case("TP2+SP", 2, f"{_TP} 2 --sequence-parallel"),
+    Case("TP2+SP, full recomputation", 2, f"{_TP} 2 --sequence-parallel --recompute-granularity full"),
+    Case("TP2+SP, selective recomputation", 2, f"{_TP} 2 --sequence-parallel --recompute-granularity selective"),
+    Case("CP2", 2, f"{_CP} 2"),
+    Case("PP2 gpipe", 2, f"{_PP} 2 --pipeline-schedule gpipe --micro-batch-size 2"),
+    Case("PP2 1f1b", 2, f"{_PP} 2 --micro-batch-size 2"),
+    Case("PP2 1f1b, full recomputation", 2, f"{_PP} 2 --micro-batch-size 2 --recompute-granularity full"),
+    Case("PP2 interleaved", 2, f"{_PP} 2 --pipeline-schedule interleaved --micro-batch-size 2"),
+    Case("PP2 zbv", 2, f"{_PP} 2 --pipeline-schedule zbv --micro-batch-size 2"),
+    Case("DP4", 4, f"{_DP} none --micro-batch-size 2"),
+    Case("HSDP 2 x 2", 4, "--data-parallel-replicate-size 2 --micro-batch-size 2"),
+    Case("TP4", 4, f"{_TP} 4"),
+    Case("TP4+SP", 4, f"{_TP} 4 --sequence-parallel"),
+    Case("PP4 1f1b", 4, f"{_PP} 4 --micro-batch-size 1"),
+    Case("CP4", 4, f"{_CP} 4"),
+    Case("TP2 x PP2", 4, f"{_TP} 2 {_PP} 2 --micro-batch-size 2"),
+    Case("TP2+SP x PP2 interleaved", 4,
+         f"{_TP} 2 --sequence-parallel {_PP} 2 --pipeline-schedule interleaved --micro-batch-size 2"),
+    Case("TP2+SP x FSDP2", 4, f"{_TP} 2 --sequence-parallel --micro-batch-size 2"),
+    Case("TP2 x DP2", 4, f"{_TP} 2 {_DP} none --micro-batch-size 2"),
+    Case("PP2 x FSDP2", 4, f"{_PP} 2 --micro-batch-size 2"),
+    Case("PP2 zbv x ZeRO-2", 4, f"{_PP} 2 --pipeline-schedule zbv {_DP} zero2 --micro-batch-size 2"),
+    Case("PP2 interleaved x FSDP2", 4, f"{_PP} 2 --pipeline-schedule interleaved --micro-batch-size 2"),
+    Case("PP2 x ZeRO-2", 4, f"{_PP} 2 {_DP} zero2 --micro-batch-size 2"),
+    Case("CP2 x FSDP2", 4, f"{_CP} 2 --micro-batch-size 2"),
+    Case("TP2+SP x CP2", 4, f"{_TP} 2 --sequence-parallel {_CP} 2"),
+    Case("CP2 x PP2", 4, f"{_CP} 2 {_PP} 2 --micro-batch-size 2"),
+)  # fmt: skip
+
+# 20 heads, as ESM-2's smaller models have, and layers that four stages don't divide.
+SHAPE = (
+    "--num-layers 6 --hidden-size 80 --num-attention-heads 20 --ffn-hidden-size 160 --seq-length 128 "
+    "--packing-window 64 --micro-batch-size 4 --global-batch-size 8 --lr 1e-3 --min-lr 1e-4 --lr-warmup-iters 5 "
+    "--num-workers 0"
+)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of this subject."""
+    parser.add_argument("--data-path", required=True, metavar="PREFIX", help="dataset of preprocess_data")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only the layouts whose names begin so")
+    add_size(parser, "--steps", count, Size(20, 3), "steps of each run")
+
+
+def require_peer() -> None:
+    """The peer is one process of our own."""
+
+
+def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train all layouts, and one process, for `options.steps` steps from the same data."""
+    cases = [case for case in CASES if not options.only or any(case.name.startswith(word) for word in options.only)]
+    if not cases:
+        raise UserError(
+            f"--only {' '.join(options.only)}: no such layout; there are {', '.join(c.name for c in CASES)}"
+        )
+    shared = [*shlex.split(SHAPE), "--train-iters", str(options.steps), "--data-path", options.data_path]
+    alone = Case("one process", 1, "")
+    return {"cases": compare([alone, *cases], shared, options.steps, say), "bars": BARS}
+
+
+def compare(cases: Sequence[Case], shared: Sequence[str], steps: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train the cases; returns each one's figures and how far they are from those of the first."""
+    import torch
+
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="benchmark-parity-") as scratch:
+        for processes in sorted({case.processes for case in cases}):
+            mine = [case for case in cases if case.processes == processes]
+            _run(mine, shared, steps, Path(scratch), processes)
+            for case in mine:
+                folder = Path(scratch) / case.name
+                found[case.name] = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+                say(f"{case.name}: loss {found[case.name]['loss'][-1]:.6f}")
+        reference = found[cases[0].name]
+        weights = torch.load(Path(scratch) / cases[0].name / "weights.pt", weights_only=True)
+        for case in cases:
+            figures = found[case.name]
+            other = torch.load(Path(scratch) / case.name / "weights.pt", weights_only=True)
+            assert other.keys() == weights.keys()
+            figures["differences"] = {
+                **{key: _largest(figures[key], reference[key]) for key in ("loss", "grad_norm")},
+                "weights": max(float((other[n] - w).norm() / w.norm().clamp_min(1e-30)) for n, w in weights.items()),
+            }
+            figures["flags"] = case.flags
+            figures["processes"] = case.processes
+    return found
+
+
+def missed(result: dict[str, Any]) -> list[str]:
+    """The layouts that differ by more than the bars."""
+    return [
+        f"{name}: {key}"
+        for name, figures in result["cases"].items()
+        for key, bar in result["bars"].items()
+        if not figures["differences"][key] <= bar
+    ]
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for people: the largest relative difference from one process over all steps."""
+    lines = [f"{'layout':<34}{'processes':>10}{'loss':>10}{'grad norm':>11}{'weights':>10}{'seconds':>9}"]
+    for name, figures in result["cases"].items():
+        loss, grad_norm, weights = (figures["differences"][key] for key in BARS)
+        lines.append(
+            f"{name:<34}{figures['processes']:>10}{loss:>10.1e}{grad_norm:>11.1e}{weights:>10.1e}"
+            f"{figures['seconds']:>9.1f}"
+        )
+    bars = result["bars"]
+    lines.append(f"{'bar':<44}{bars['loss']:>10.0e}{bars['grad_norm']:>11.0e}{bars['weights']:>10.0e}")
+    lines += [f"MISSED: {name}" for name in missed(result)]
+    return "\n".join(lines)
+
+
+def _largest(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    assert len(ours) == len(theirs)
+    return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _run(cases: Sequence[Case], shared: Sequence[str], steps: int, folder: Path, processes: int) -> None:
+    from torch.multiprocessing.spawn import spawn
+
+    spawn(_process, args=(processes, list(cases), list(shared), steps, folder), nprocs=processes)
+
+
+def _process(rank: int, processes: int, cases: list[Case], shared: list[str], steps: int, folder: Path) -> None:
+    import os
+
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes))
+    if processes > 1:
+        # One store of its own for each case: group after group may not meet in the last one's.
+        os.environ.update(MASTER_ADDR="localhost")
+    for case in cases:
+        _meet(rank, processes, folder / f"port {case.name}")
+        figures, weights = train_case([*shared, *case.words], steps)
+        if rank == 0:
+            (folder / case.name).mkdir()
+            (folder / case.name / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
+            torch.save(weights, folder / case.name / "weights.pt")
+    assert not dist.is_initialized()
+
+
+def _meet(rank: int, processes: int, place: Path) -> None:
+    """Let the processes of one case agree on a free port of this machine."""
+    import os
+    import socket
+
+    if processes == 1:
+        return
+    if rank == 0:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            aside = place.with_suffix(".tmp")
+            aside.write_text(str(free.getsockname()[1]))
+        aside.rename(place)
+    while not place.exists():
+        time.sleep(0.01)
+    os.environ["MASTER_PORT"] = place.read_text()
+
+
+def train_case(argv: Sequence[str], steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train in this process and the others of the layout; returns losses, gradient norms and seconds, and on the first
+    process the weights as a whole."""
+    from megatron_plm.config.load import load_config
+    from megatron_plm.config.problems import problems
+    from megatron_plm.parallel.mesh import joined_world, world_size
+    from megatron_plm.training.loop import train_step
+    from megatron_plm.training.state import build_run, open_datasets
+
+    config, _ = load_config(argv)
+    found = problems(config, world_size=world_size())
+    if found:
+        raise UserError("; ".join(found))
+    with joined_world(config.parallel) as world:
+        run = build_run(config, world, open_datasets(config))
+        figures: dict[str, Any] = {"loss": [], "grad_norm": []}
+        started = time.perf_counter()
+        for step in run.train_loader.steps(run.progress.cursor):
+            metrics = train_step(run, step)
+            run.progress.step += 1
+            (loss_sum,) = world.sum(metrics.loss_sum.item())
+            figures["loss"].append(loss_sum / metrics.num_labels)
+            figures["grad_norm"].append(metrics.grad_norm.item())
+            if run.progress.step == steps:
+                break
+        figures["seconds"] = time.perf_counter() - started
+        return figures, _whole_weights(run)
+
+
+def _whole_weights(run: Any) -> dict[str, Any]:
+    """All weights of the model, on the first process; collective."""
+    import torch.distributed as dist
+    from torch.distributed.tensor import DTensor
+
+    held = run.model.named_parameters(copies=False)
+    whole = {name: (p.full_tensor() if isinstance(p, DTensor) else p).detach() for name, p in held.items()}
+    if run.world.mesh is None:
+        return whole
+    stages: list[Any] = [None] * run.world.size
+    dist.all_gather_object(stages, whole)
+    return {name: weight for stage in stages for name, weight in stage.items()}
