@@ -8,9 +8,8 @@ import torch
 from pretraining_runs import checkpoint, meet_anew, pretrain, run_each
 
 from megatron_plm.config.load import load_config
-from megatron_plm.parallel.apply import synchronize_gradients
+from megatron_plm.model.heads import summed_cross_entropy
 from megatron_plm.parallel.mesh import joined_world
-from megatron_plm.training.loop import _loss
 from megatron_plm.training.optimizer import clip_gradients
 from megatron_plm.training.state import build_run, open_datasets
 
@@ -40,25 +39,24 @@ def work(flags: list[str], one_process: Path, folder: Path) -> None:
 def probe(flags: list[str]) -> dict[str, Any]:
     """What this process sees of a model that is sharded over both."""
     config, _ = load_config(flags)
-    with joined_world() as world:
+    with joined_world(config.parallel) as world:
         run = build_run(config, world, open_datasets(config))
         found = {
             "rank": world.rank,
             "size": world.size,
             "sum": world.sum(world.rank + 1, 2**51 + world.rank, 0.25),
             "any": [world.any(world.rank == 0), world.any(world.rank == 1), world.any(False), world.any(True)],
-            "local_numel": sum(p.to_local().numel() for p in run.model.parameters()),
-            "initial": {name: p.full_tensor().detach() for name, p in run.model.named_parameters()},
+            "local_numel": sum(p.to_local().numel() for p in run.model.parts[0].parameters()),
+            "initial": {name: p.full_tensor().detach() for name, p in run.model.parts[0].named_parameters()},
         }
         step = next(run.train_loader.steps(run.progress.cursor))
-        for index, batch in enumerate(step.micro_batches):
-            synchronize_gradients(run.model, enabled=index + 1 == len(step.micro_batches))
-            _loss(run, batch)[0].backward()
-        gradients = functools.partial(_gradients, run.model)
+        run.model.passes.train(step.micro_batches, lambda logits, batch: summed_cross_entropy(logits, batch.label_id))
+        (model,) = run.model.parts
+        gradients = functools.partial(_gradients, model)
         found["gradients"] = gradients()
-        found["norm"] = clip_gradients(run.model, 0.0).item()
+        found["norm"] = clip_gradients(model.parameters(), 0.0, world).item()
         found["unclipped"] = gradients()
-        clip_gradients(run.model, CLIP)
+        clip_gradients(model.parameters(), CLIP, world)
         found["clipped"] = gradients()
     return found
 

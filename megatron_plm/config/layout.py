@@ -211,6 +211,18 @@ def stage_layers(options: ParallelOptions, num_layers: int) -> list[range]:
     return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
 
+def bubble_fraction(options: ParallelOptions, num_micro_batches: int) -> float:
+    """Share of a step in which a pipeline's process waits, were all passes of all stages equally long.
+
+    Narayanan et al. 2021 (arXiv:2104.04473), section 2.2; zbv, of Qi et al. 2023 (arXiv:2401.10241), fills it with the
+    gradients of weights where they take as long as the other passes, and micro-batches are at least twice the stages.
+    """
+    pp, work = options.pipeline_model_parallel_size, num_micro_batches * options.num_virtual_stages
+    if options.pipeline_schedule == "zbv" and num_micro_batches >= 2 * pp:
+        return 0.0
+    return (pp - 1) / (work + pp - 1)
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 

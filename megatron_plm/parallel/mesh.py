@@ -1,6 +1,7 @@
 """Processes and the mesh they form."""
 
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Iterator
@@ -122,14 +123,23 @@ def check_devices() -> None:
         raise UserError(f"{processes} processes on a machine with {devices} GPUs; start at most one a GPU")
 
 
+class OtherOptions(UserError):
+    """This process was started with other options than the first one."""
+
+
 @contextmanager
 def joined_world(
-    options: ParallelOptions | None = None, *, force_group: bool = False, timeout_minutes: float = 10.0
+    options: ParallelOptions | None = None,
+    *,
+    force_group: bool = False,
+    timeout_minutes: float = 10.0,
+    description: str = "",
 ) -> Iterator[World]:
     """Join the processes that torchrun started in the layout that `options` ask for, and leave them at the end.
 
     A single process gets no process group, unless `force_group`: FSDP2, which carries the mixed-precision policy,
-    needs a mesh even for one. A process that waits for another longer than the timeout fails.
+    needs a mesh even for one. A process that waits for another longer than the timeout fails. Raises OtherOptions where
+    `description`, lines of "option = value", is not that of the first process.
     """
     device = torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
@@ -146,6 +156,7 @@ def joined_world(
     timeout = timedelta(minutes=timeout_minutes)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
+        _check_same(store, rank, description)
         layout = Layout.of(options or ParallelOptions(), size)
         pp, dp_replicate, dp_shard, cp, tp = layout.sizes
         mesh = init_device_mesh(device.type, (pp, dp_replicate, dp_shard * cp, tp), mesh_dim_names=MESH_DIMS)
@@ -156,3 +167,19 @@ def joined_world(
         yield World(rank, size, device, mesh, layout, cp_group, store)
     finally:
         dist.destroy_process_group()
+
+
+def _check_same(store: Store, rank: int, description: str) -> None:
+    """Compare with the first process, by no collective: where options differ, groups may too."""
+    if rank == 0:
+        store.set("description", description)
+        return
+    first = store.get("description").decode()
+    if first == description:
+        return
+    theirs, ours = first.splitlines(), description.splitlines()
+    there, here = next(pair for pair in itertools.zip_longest(theirs, ours, fillvalue="nothing") if pair[0] != pair[1])
+    raise OtherOptions(
+        f"process {rank} was started with other options than process 0: {here} here, {there} there; start all with the "
+        "same command, files and version"
+    )

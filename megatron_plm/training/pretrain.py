@@ -6,11 +6,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
+from megatron_plm import __version__
 from megatron_plm.checkpoint_format import CHECKPOINTS, CONFIG_FILE, write_config
+from megatron_plm.config.layout import bubble_fraction, stage_layers
 from megatron_plm.config.load import load_config, to_toml
 from megatron_plm.config.options import Config
 from megatron_plm.config.problems import problems
@@ -21,7 +23,7 @@ from megatron_plm.kernels.linear import linear_path
 from megatron_plm.machine import package_versions, processor_name
 from megatron_plm.memory import keep_freed_memory
 from megatron_plm.model.attention import attention_path
-from megatron_plm.parallel.mesh import World, check_devices, joined_world, local_rank, world_size
+from megatron_plm.parallel.mesh import OtherOptions, World, check_devices, joined_world, local_rank, world_size
 from megatron_plm.training.checkpoint import load_checkpoint, load_pretrained_weights
 from megatron_plm.training.guard import StopRequest
 from megatron_plm.training.loop import train
@@ -56,21 +58,32 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         error.told = local_rank() > 0  # all processes of a machine find it alike
         raise
-    with joined_world(
+    group = joined_world(
         config.parallel,
         force_group=config.training.bf16,
         timeout_minutes=config.training.distributed_timeout_minutes,
-    ) as world:
+        description=f"version = {__version__}\n{to_toml(config)}data = {datasets.train.sha256}",
+    )
+    with contextlib.ExitStack() as stack:
         try:
-            with own_run_directory(config, world):
-                return EXIT_CODES[_pretrain(config, world, datasets, argv)]
+            world = stack.enter_context(group)
+        except OtherOptions as error:
+            _end_alone(error)
+        try:
+            stack.enter_context(own_run_directory(config, world))
+            return EXIT_CODES[_pretrain(config, world, datasets, argv)]
         except UserError as error:
             error.told = error.told or not world.is_first(str(error))
             if world.all_come("an error", seconds=_SECONDS_TO_AGREE):
                 raise
-            # The others know nothing of it and would wait for this process: a crash makes torchrun end them.
-            tell(error)
-            raise SystemExit(error.exit_code) from None
+            _end_alone(error)
+
+
+def _end_alone(error: UserError) -> NoReturn:
+    """End this process by an error that the others know nothing of, and would wait for it: a crash makes torchrun end
+    them."""
+    tell(error)
+    raise SystemExit(error.exit_code) from None
 
 
 def launch(argv: Sequence[str]) -> int:
@@ -111,7 +124,8 @@ def _pretrain(config: Config, world: World, datasets: Datasets, argv: Sequence[s
     log.say(
         f"{description['num_parameters']:,} parameters, {datasets.train.num_sequences:,} proteins, "
         f"{world.size} process{'es' if world.size > 1 else ''} on {world.device.type}{begun_with}\n"
-        f"{description['kernels']}" + ("" if directory else "\nnothing will be saved, as --save was not given")
+        f"{_layout_told(config, world)}{description['kernels']}"
+        + ("" if directory else "\nnothing will be saved, as --save was not given")
     )
     status = "failed"
     try:
@@ -164,6 +178,24 @@ def _description(run: Run, argv: Sequence[str]) -> dict[str, Any]:
         "train_sequences": run.datasets.train.num_sequences,
         "train_residues": run.datasets.train.num_tokens,
     }
+
+
+def _layout_told(config: Config, world: World) -> str:
+    """Lines about the layout, where there is one to speak of."""
+    layout, parallel = world.layout, config.parallel
+    if world.size == 1:
+        return ""
+    lines = [f"layout: {layout}"]
+    if layout.pp > 1:
+        num = config.training.global_batch_size // (config.training.micro_batch_size * layout.dp)
+        stages = ", ".join(str(len(blocks)) for blocks in stage_layers(parallel, config.model.num_layers))
+        lines.append(
+            f"pipeline {parallel.pipeline_schedule}: blocks of the stages {stages}; {num} micro-batches, bubble "
+            f"{bubble_fraction(parallel, num):.0%}"
+        )
+        if parallel.data_parallel_sharding == "zero3" and layout.dp * layout.cp > 1:
+            lines.append("note: zero3 gathers the weights for every micro-batch of a pipeline; zero2 gathers them once")
+    return "\n".join(lines) + "\n"
 
 
 def _say_what_next(run: Run, status: str) -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from megatron_plm.config.load import build_parser, config_from_values, from_toml, load_config, to_toml
 from megatron_plm.config.options import Config, option_fields
-from megatron_plm.config.problems import problems
 from megatron_plm.config.presets import PRESETS
+from megatron_plm.config.problems import problems
 from megatron_plm.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

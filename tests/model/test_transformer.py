@@ -143,6 +143,6 @@ def test_presets_have_the_parameters_of_transformers_esm(preset):
 
 
 def test_the_mlp_width_is_four_times_the_hidden_size_unless_given():
-    assert build(SHAPE).encoder.blocks[0].mlp.up.out_features == 4 * 48
+    assert build(SHAPE).encoder.blocks["0"].mlp.up.out_features == 4 * 48
     narrow = ModelOptions(num_layers=1, hidden_size=48, num_attention_heads=4, ffn_hidden_size=56)
-    assert build(narrow).encoder.blocks[0].mlp.up.out_features == 56
+    assert build(narrow).encoder.blocks["0"].mlp.up.out_features == 56

@@ -1,21 +1,28 @@
 """One process alone: no group unless the precision policy needs one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
+from pretraining_runs import same_bits
 from torch.distributed.fsdp import FSDPModule
 
-from megatron_plm.config.options import ModelOptions
+from megatron_plm.config.options import Config, ModelOptions, TrainingOptions
+from megatron_plm.model.initialize import initialize
 from megatron_plm.model.transformer import MaskedLanguageModel
-from megatron_plm.parallel.apply import parallelize, synchronize_gradients
+from megatron_plm.parallel.apply import build_model
 from megatron_plm.parallel.mesh import joined_world, world_size
 from megatron_plm.tokenizers import get_tokenizer
 
 SHAPE = ModelOptions(num_layers=2, hidden_size=32, num_attention_heads=2)
+CONFIG = Config(model=SHAPE)
+TOKENIZER = get_tokenizer("esm2")
 
 
-def build():
-    return MaskedLanguageModel(SHAPE, get_tokenizer("esm2"))
+def inputs():
+    tokens = torch.full((1, 8), 5)
+    return tokens, torch.arange(8)[None], torch.ones_like(tokens), torch.tensor([0, 8], dtype=torch.int32)
 
 
 def test_the_world_size_is_torchruns(monkeypatch):
@@ -44,31 +51,41 @@ def test_a_forced_group_of_one_is_left_again_even_after_an_error():
         assert not dist.is_initialized()
 
 
-def test_without_a_mesh_the_model_stays_as_it_is():
-    model = build()
+def test_without_a_mesh_the_model_is_the_plain_one():
     with joined_world() as world:
-        parallelize(model, world, bf16=False, recompute=False)
+        (model,) = build_model(CONFIG, TOKENIZER, world).parts
     assert not any(isinstance(module, FSDPModule) for module in model.modules())
-    assert {type(block).__name__ for block in model.encoder.blocks} == {"Block"}
-    synchronize_gradients(model, enabled=False)  # nothing to turn off, and no error
+    plain = MaskedLanguageModel(SHAPE, TOKENIZER)
+    initialize(plain, SHAPE, CONFIG.training.seed)
+    assert same_bits(dict(model.state_dict()), dict(plain.state_dict()))
 
 
-def test_recomputation_wraps_each_block_and_renames_nothing_that_is_saved():
-    model, plain = build(), build()
+@pytest.mark.parametrize("granularity", ["selective", "full"])
+def test_recomputation_renames_nothing_and_changes_no_bit(granularity):
+    training = TrainingOptions(recompute_granularity=granularity)
     with joined_world() as world:
-        parallelize(model, world, bf16=False, recompute=True)
-    assert {type(block).__name__ for block in model.encoder.blocks} == {"CheckpointWrapper"}
+        (model,) = build_model(replace(CONFIG, training=training), TOKENIZER, world).parts
+        (plain,) = build_model(CONFIG, TOKENIZER, world).parts
     assert list(model.state_dict()) == list(plain.state_dict())
+    kept = []
+    for one in (plain, model):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
+            logits = one(*inputs())
+        kept.append(sum(sizes))
+        logits.sum().backward()
+    assert kept[1] < 0.7 * kept[0]
+    gradients = ({name: p.grad for name, p in one.named_parameters()} for one in (plain, model))
+    assert same_bits(*gradients)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_weights_and_gradients_in_float32():
-    model, seen = build(), []
-    model.encoder.blocks[1].mlp.register_forward_hook(lambda *found: seen.append(found[-1].dtype))
+    seen = []
     with joined_world(force_group=True) as world:
-        parallelize(model, world, bf16=True, recompute=False)
+        (model,) = build_model(replace(CONFIG, training=TrainingOptions(bf16=True)), TOKENIZER, world).parts
+        model.encoder.blocks["1"].mlp.register_forward_hook(lambda *found: seen.append(found[-1].dtype))
         assert isinstance(model, FSDPModule)
-        tokens = torch.full((1, 8), 5)
-        logits = model(tokens, torch.arange(8)[None], torch.ones_like(tokens), torch.tensor([0, 8], dtype=torch.int32))
+        logits = model(*inputs())
         logits.float().sum().backward()
         assert (seen, logits.dtype) == ([torch.bfloat16], torch.bfloat16)
         assert {p.dtype for p in model.parameters()} == {torch.float32}

@@ -29,7 +29,7 @@ def every_label(run):
     """(token in the input, label, log-probabilities of that place) for each label of the first epoch."""
     for step in run.valid_loader.first_epoch(run.config.training.eval_iters):
         for batch in step.micro_batches:
-            logits = run.model(batch.tokens, batch.positions, batch.segment_ids, batch.cu_seqlens)
+            logits = run.model.parts[0](batch.tokens, batch.positions, batch.segment_ids, batch.cu_seqlens)
             log_p = logits.double().log_softmax(-1)
             for row, place in zip(*(batch.label_id >= 0).nonzero().T.tolist(), strict=True):
                 index = int(batch.label_index[row, place])
@@ -40,7 +40,7 @@ def every_label(run):
 def run(pair_data):
     run = build(pair_data.flags)
     with torch.no_grad():  # away from the start, where all letters are nearly equal
-        for parameter in run.model.parameters():
+        for parameter in run.model.parts[0].parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     return run
 
@@ -63,13 +63,13 @@ def test_every_figure_is_a_count_over_labels(run):
 
 
 def test_evaluation_changes_nothing_and_is_the_same_again(run):
-    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    before = {name: value.clone() for name, value in run.model.parts[0].state_dict().items()}
     cursor = run.progress.cursor
     first, second = evaluate(run), evaluate(run)
     assert first == second
     assert run.progress.cursor == cursor == Cursor.start(1)
-    assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
-    assert all(parameter.grad is None for parameter in run.model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in run.model.parts[0].state_dict().items())
+    assert all(parameter.grad is None for parameter in run.model.parts[0].parameters())
 
 
 def test_batch_sizes_do_not_matter_where_the_whole_set_is_read(pair_data):
@@ -117,8 +117,8 @@ def test_a_loss_beyond_any_perplexity_is_no_crash(pair_data):
     """As of a learning rate ten thousand times too high, which is caught a little later."""
     run = build(pair_data.flags)
     with torch.no_grad():
-        run.model.head.norm.weight.fill_(1e6)
-        run.model.encoder.embedding.tokens.weight.mul_(1e3)
+        run.model.parts[0].head.norm.weight.fill_(1e6)
+        run.model.parts[0].encoder.embedding.tokens.weight.mul_(1e3)
     found = evaluate(run)
     assert found["loss"] > 1000
     assert math.isfinite(found["perplexity"])

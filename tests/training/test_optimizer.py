@@ -24,7 +24,7 @@ def with_gradients(model, seed=0):
 
 def test_matrices_decay_and_biases_and_norms_do_not():
     model = build()
-    decayed, kept = build_optimizer(model, lr=1e-3, weight_decay=0.1).param_groups
+    decayed, kept = build_optimizer(model.parameters(), lr=1e-3, weight_decay=0.1).param_groups
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     matrices = {names[id(p)] for p in decayed["params"]}
@@ -39,12 +39,12 @@ def test_matrices_decay_and_biases_and_norms_do_not():
 def test_frozen_parameters_are_left_out():
     model = build()
     model.encoder.requires_grad_(False)
-    groups = build_optimizer(model, lr=1e-3, weight_decay=0.1).param_groups
+    groups = build_optimizer(model.parameters(), lr=1e-3, weight_decay=0.1).param_groups
     assert sum(p.numel() for group in groups for p in group["params"]) == sum(
         p.numel() for p in model.head.parameters()
     )
     model.head.dense.weight.requires_grad_(False)
-    (only,) = build_optimizer(model, lr=1e-3, weight_decay=0.1).param_groups
+    (only,) = build_optimizer(model.parameters(), lr=1e-3, weight_decay=0.1).param_groups
     assert only["weight_decay"] == 0.0
 
 
@@ -53,7 +53,7 @@ def test_a_step_is_adamw_by_hand():
     correction."""
     model = with_gradients(build())
     before = {name: (p.detach().clone(), p.grad.clone()) for name, p in model.named_parameters()}
-    optimizer = build_optimizer(model, lr=9.0, weight_decay=0.5, betas=(0.9, 0.98), eps=1e-3)
+    optimizer = build_optimizer(model.parameters(), lr=9.0, weight_decay=0.5, betas=(0.9, 0.98), eps=1e-3)
     set_learning_rate(optimizer, 0.01)
     optimizer.step()
     for name, parameter in model.named_parameters():
@@ -66,7 +66,7 @@ def test_a_step_is_adamw_by_hand():
 @pytest.mark.parametrize("max_norm", [0.5, 1e6])
 def test_clipping_is_torchs(max_norm):
     ours, theirs = with_gradients(build()), with_gradients(build())
-    norm = clip_gradients(ours, max_norm)
+    norm = clip_gradients(ours.parameters(), max_norm)
     torch.testing.assert_close(norm, nn.utils.clip_grad_norm_(theirs.parameters(), max_norm))
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
@@ -74,7 +74,7 @@ def test_clipping_is_torchs(max_norm):
 
 def test_zero_measures_and_clips_nothing():
     model, untouched = with_gradients(build()), with_gradients(build())
-    norm = clip_gradients(model, 0.0)
+    norm = clip_gradients(model.parameters(), 0.0)
     assert norm.item() == pytest.approx(sum(p.grad.double().square().sum().item() for p in model.parameters()) ** 0.5)
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(model.parameters(), untouched.parameters(), strict=True))
 
@@ -82,5 +82,5 @@ def test_zero_measures_and_clips_nothing():
 def test_parameters_without_a_gradient_are_passed_over():
     model = with_gradients(build())
     model.head.bias.grad = None
-    assert torch.isfinite(clip_gradients(model, 1.0))
+    assert torch.isfinite(clip_gradients(model.parameters(), 1.0))
     assert model.head.bias.grad is None
