@@ -243,7 +243,7 @@ def _whole_weights(run: Any) -> dict[str, Any]:
     import torch.distributed as dist
     from torch.distributed.tensor import DTensor
 
-    held = run.model.named_parameters(copies=False)
+    held = run.model.originals
     whole = {name: (p.full_tensor() if isinstance(p, DTensor) else p).detach() for name, p in held.items()}
     if run.world.mesh is None:
         return whole

@@ -101,8 +101,7 @@ class TrainingOptions:
     bf16: bool = option(False, "compute in bfloat16, with fp32 weights, gradients and optimizer state")
     recompute_granularity: str = option(
         "none",
-        "activation checkpointing: the backward pass recomputes each block (full), or of it all but matrix products "
-        "and attention (selective)",
+        "recompute blocks in the backward pass: whole (full), or all but matrix products and attention (selective)",
         choices=("none", "selective", "full"),
     )
     compile: bool = option(False, "compile each block with torch.compile")
@@ -147,12 +146,11 @@ class ParallelOptions:
     context_parallel_size: int = option(1, "processes that hold a share of each row's tokens")
     data_parallel_sharding: str = option(
         "zero3",
-        "what is split over the data-parallel processes: nothing, gradients and optimizer state (zero2), or the "
-        "weights too, gathered when they are needed (zero3)",
+        "what data-parallel processes share: nothing, gradients and optimizer state (zero2), or weights too (zero3)",
         choices=("none", "zero2", "zero3"),
     )
     data_parallel_replicate_size: int = option(
-        1, "groups of data-parallel processes that hold a whole copy each (HSDP): one a node keeps gathering inside it"
+        1, "whole copies kept of what is shared out (HSDP); with one a node, gathering stays inside nodes"
     )
 
     @property

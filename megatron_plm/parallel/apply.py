@@ -48,32 +48,30 @@ class ParallelModel:
 
     Attributes:
         parts: the model, or some stages of it; their parameters have the names that they have in the model.
+        originals: its parameters by name: what the optimizer changes and a checkpoint saves. (FSDP2 puts other objects
+            into the modules while weights are gathered.)
+        copies: by name, parameters whose original another stage has: they have the same gradients, and count once.
         passes: takes micro-batches, as `prepared` gives them, through the whole model.
         num_parameters: of the whole model.
     """
 
     parts: list[nn.Module]
+    originals: dict[str, nn.Parameter]
+    copies: dict[str, nn.Parameter]
     passes: Passes
     world: World
     num_parameters: int
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters here, copies too."""
+        return [*self.originals.values(), *self.copies.values()]
 
     def prepared(self, batch: Batch) -> Batch:
         """A micro-batch on this process's device, with the labels that this process scores."""
         batch = batch.to(self.world.device)
         cp = self.world.layout.cp
         return batch if cp == 1 else own_labels(batch, cp, self.world.coordinate("cp"))
-
-    def named_parameters(self, *, copies: bool) -> dict[str, nn.Parameter]:
-        """The parameters here by their names in the model; with `copies`, also those whose original is elsewhere."""
-        copied = {id(copy) for copy in self.copies()}
-        named = [(name, p) for part in self.parts for name, p in part.named_parameters()]
-        # Of an original and its copy, both here, the original comes last and stays.
-        chosen = sorted(named, key=lambda item: id(item[1]) not in copied)
-        return {name: p for name, p in chosen if copies or id(p) not in copied}
-
-    def copies(self) -> list[Tensor]:
-        """Parameters here whose original the first stage has."""
-        return [copy for part in self.parts if isinstance(part, Stage) for copy in part.copies]
 
 
 def build_model(config: Config, tokenizer: Tokenizer, world: World) -> ParallelModel:
@@ -85,7 +83,11 @@ def build_model(config: Config, tokenizer: Tokenizer, world: World) -> ParallelM
     for part in parts:
         part.to_empty(device=world.device)
         initialize(part, config.model, config.training.seed, piece=_piece)
-    return ParallelModel(parts, _passes(parts, config, tokenizer, world), world, num_parameters)
+    copies = {name: p for part in parts if isinstance(part, Stage) for name, p in part.copies().items()}
+    copied = {id(p) for p in copies.values()}
+    named = [(name, p) for part in parts for name, p in part.named_parameters()]
+    originals = {name: p for name, p in named if id(p) not in copied}
+    return ParallelModel(parts, originals, copies, _passes(parts, config, tokenizer, world), world, num_parameters)
 
 
 def _assembled(config: Config, tokenizer: Tokenizer, world: World) -> tuple[list[nn.Module], int]:

@@ -55,10 +55,11 @@ class Stage(nn.Module):
                 del self.encoder.embedding
         self.micro_batches: Sequence[Batch] = ()
 
-    @property
-    def copies(self) -> tuple[Tensor, ...]:
-        """Parameters of which the first stage has the original."""
-        return (self.encoder.embedding.tokens.weight,) if self.is_last and not self.is_first else ()
+    def copies(self) -> dict[str, nn.Parameter]:
+        """Parameters of which the first stage has the original, by their names."""
+        if self.is_first or not self.is_last:
+            return {}
+        return {f"encoder.embedding.{name}": p for name, p in self.encoder.embedding.named_parameters()}
 
     def forward(self, x_BLD: Tensor | None = None, *, index: Tensor) -> Tensor:
         """Take micro-batch `index`, int64 [1], through the stage; `x_BLD` is what the stage before gave of it."""

@@ -73,6 +73,7 @@ def load_checkpoint(run: Run, source: Path) -> Path:
     saved_config, saved = read_description(path)
     _check_resumable(path, saved_config, saved, run)
     _read(run, path, _tensors(run, copies=True), "--load")
+    _fill_copies(run)
     run.progress = Progress(Cursor.from_dict(saved.cursor), saved.step, saved.consumed_tokens)
     return path
 
@@ -89,6 +90,7 @@ def load_pretrained_weights(run: Run, source: Path) -> Path:
         raise _other_tokenizer(flag, path, saved, run)
     _refuse_differences(flag, path, _model_options(saved_config, run.config))
     _read(run, path, {"model": _tensors(run, copies=True)["model"]}, flag)
+    _fill_copies(run)
     return path
 
 
@@ -97,13 +99,23 @@ def _tensors(run: Run, *, copies: bool) -> dict[str, Any]:
 
     The tensors are the run's own: reading into them is loading. `copies`: with those whose original is elsewhere.
     """
-    parameters = run.model.named_parameters(copies=copies)
+    parameters = {**(run.model.copies if copies else {}), **run.model.originals}
     buffers = {name: buffer for part in run.model.parts for name, buffer in part.named_buffers()}
     moments = {name: _moments(run.optimizer, parameter) for name, parameter in parameters.items()}
     return {
         "model": {**{name: parameter.data for name, parameter in parameters.items()}, **buffers},
         "optimizer": {"state": moments},
     }
+
+
+def _fill_copies(run: Run) -> None:
+    """Give copies what was read into their originals, where this process holds both."""
+    for name, copy in run.model.copies.items():
+        original = run.model.originals.get(name)
+        if original is not None:
+            copy.data.copy_(original.data)
+            for key, value in _moments(run.optimizer, original).items():
+                _moments(run.optimizer, copy)[key].copy_(value)
 
 
 def _moments(optimizer: torch.optim.AdamW, parameter: torch.nn.Parameter) -> dict[str, Tensor]:

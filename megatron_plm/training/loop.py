@@ -84,8 +84,7 @@ def train_step(run: Run, step: Step) -> StepMetrics:
     for part in model.parts:
         part.train()
     model.passes.train([model.prepared(batch) for batch in step.micro_batches], criterion)
-    parameters = [parameter for part in model.parts for parameter in part.parameters()]
-    grad_norm = clip_gradients(parameters, options.clip_grad, world, copies=model.copies())
+    grad_norm = clip_gradients(model.parameters, options.clip_grad, world, copies=list(model.copies.values()))
     lr = learning_rate(
         run.progress.step,
         peak=options.lr,

@@ -64,7 +64,7 @@ def build_run(config: Config, world: World, datasets: Datasets) -> Run:
     training = config.training
     model = build_model(config, datasets.tokenizer, world)
     optimizer = build_optimizer(
-        [parameter for part in model.parts for parameter in part.parameters()],
+        model.parameters,
         lr=training.lr,
         weight_decay=training.weight_decay,
         betas=(training.adam_beta1, training.adam_beta2),

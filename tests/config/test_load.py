@@ -264,7 +264,10 @@ def test_impossible_batches_count_the_processes():
     config = resolve("--global-batch-size=12", "--micro-batch-size=4")
     assert problems(config, world_size=3) == []
     (sentence,) = problems(config, world_size=2)
-    assert all(words in sentence for words in ["--global-batch-size 12", "--micro-batch-size 4", "2 processes", "16"])
+    assert all(
+        words in sentence
+        for words in ["--global-batch-size 12", "--micro-batch-size 4", "2 data-parallel processes", "16"]
+    )
 
 
 def test_all_problems_are_told_at_once():

@@ -11,7 +11,7 @@ from megatron_plm.config.options import GROUPS, option_fields
 REPOSITORY = Path(__file__).resolve().parents[2]
 OPTIONS_FILE = REPOSITORY / "megatron_plm" / "config" / "options.py"
 # Under these names the code holds option groups; `json.load` is no reader of the option `load`.
-HOLDERS = {"options", "_options", "model", "data", "training"}
+HOLDERS = {"options", "_options", "model", "data", "training", "parallel"}
 
 
 def attributes_of(tree: ast.AST, holders: set[str]) -> set[str]:

@@ -187,7 +187,7 @@ def test_loading_runs_nothing_that_an_entry_says(pair_data, tmp_path, refused, m
     save = checkpoint_module.save
 
     def poisoned(state, **how):
-        state["optimizer"]["param_groups"][0]["maximize"] = Trap(tmp_path / "trapped")
+        state["optimizer"]["state"]["head.bias"]["step"] = Trap(tmp_path / "trapped")
         return save(state, **how)
 
     monkeypatch.setattr(checkpoint_module, "save", poisoned)
