@@ -1,10 +1,12 @@
 """Sequence files to a sentencepiece model: the command `train_tokenizer`."""
 
 import argparse
+import contextlib
 import heapq
 import io
 import itertools
 import re
+import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -138,9 +140,10 @@ def main(argv: Sequence[str]) -> int | None:
     started = time.perf_counter()
     with shown_progress(sum(source.size for source in inputs), "reading") as progress:
         sample = sample_letters(inputs, max_letters=options.max_letters, seed=options.seed, progress=progress)
-        tokenizer = train_tokenizer(
-            sample, vocab_size=options.vocab_size, model_type=options.model_type, name=output.name
-        )
+        with _ended_by_interrupts():
+            tokenizer = train_tokenizer(
+                sample, vocab_size=options.vocab_size, model_type=options.model_type, name=output.name
+            )
     _check_free(output, force=options.force)
     with write_errors_told(output):
         output.parent.mkdir(exist_ok=True)
@@ -152,6 +155,16 @@ def main(argv: Sequence[str]) -> int | None:
     flags = ["--input", *options.input, "--tokenizer", output, "--output-prefix", prefix]
     print(f"next:            {command_line('preprocess-data', flags)}")
     return None
+
+
+@contextlib.contextmanager
+def _ended_by_interrupts() -> Iterator[None]:
+    """Let Ctrl-C end the process at once: sentencepiece gives Python no chance to, and nothing is written yet."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _stretches(batches: Iterable[RecordBatch]) -> Iterator[list[str]]:

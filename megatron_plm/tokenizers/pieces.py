@@ -121,9 +121,10 @@ class PieceTokenizer(Tokenizer):
         parts: list[npt.NDArray[np.integer]] = [np.empty(0, self.dtype)]
         counts: list[int] = []
         for some in _about(LONGEST_STRETCH, texts):
-            encoded = self._encoder.encode(some, out_type=int, num_threads=1)
+            # Arrays, because lists of numbers would be made while all other threads wait.
+            encoded = self._encoder.encode(some, return_type="numpy", num_threads=1)
             counts += map(len, encoded)
-            parts.append(np.fromiter(itertools.chain.from_iterable(encoded), self.dtype))
+            parts.append(np.concatenate(encoded).astype(self.dtype))
         ids = np.concatenate(parts)
         repeats = self._repeats(ids, letters, ends - sizes)
         token_ends = _from_zero(counts)[_from_zero(num_stretches)]
@@ -152,10 +153,12 @@ class PieceTokenizer(Tokenizer):
     def _encoder(self) -> Any:
         try:
             import sentencepiece
-        except ImportError:
+
+            sentencepiece.SentencePieceProcessor.EncodeAsNumpy  # noqa: B018 (older versions lack it)
+        except (ImportError, AttributeError):
             raise UserError(
-                f"tokenizer {self.name}: cutting proteins into pieces needs the package sentencepiece: run "
-                "`pip install 'megatron-plm[sentencepiece]'`"
+                f"tokenizer {self.name}: cutting proteins into pieces needs the package sentencepiece, 0.2.3 or newer: "
+                "run `pip install 'megatron-plm[sentencepiece]'`"
             ) from None
         try:
             return sentencepiece.SentencePieceProcessor(model_proto=self.model)
