@@ -14,9 +14,10 @@ _BATCH_RECORDS = 1 << 16
 
 
 class Column:
-    """A file of numbers of one dtype: all are appended first, then taken from the beginning on.
+    """A file of values of one dtype: all are appended first, then taken from the beginning on.
 
-    With `default`, a column to which nothing was appended holds that, as often as asked for.
+    A dtype with a shape, such as (uint64, 2), makes a column of rows. With `default`, a column to which nothing was
+    appended holds that, as often as asked for.
     """
 
     def __init__(self, path: Path, dtype: npt.DTypeLike, *, default: int | None = None) -> None:
@@ -30,7 +31,7 @@ class Column:
     def append(self, values: npt.NDArray) -> None:
         """Write more values; raises UserError where the disk is full."""
         with write_errors_told(self._path):
-            self._file.write(np.ascontiguousarray(values, dtype=self._dtype).data)
+            self._file.write(np.ascontiguousarray(values, dtype=self._dtype.base).data)
         self._num_written += len(values)
 
     def rewind(self) -> None:
@@ -51,7 +52,7 @@ class RecordStore:
     def __init__(self, folder: Path, dtype: npt.DTypeLike, *, names: bool) -> None:
         self._tokens = Column(folder / "tokens", dtype)
         self._lengths = Column(folder / "lengths", np.int32)
-        self._names = Column(folder / "names-read", np.uint64) if names else None
+        self._names = Column(folder / "names-read", (np.uint64, 2)) if names else None
 
     def append(self, batch: RecordBatch) -> None:
         """Write the records of a batch; raises UserError where the disk is full."""
@@ -61,7 +62,7 @@ class RecordStore:
             self._names.append(batch.names)
 
     def names(self) -> Iterator[npt.NDArray[np.uint64]]:
-        """Yield the names' hashes of all records, in order."""
+        """Yield the names' hashes of all records, in order, uint64 [k, 2]."""
         if self._names is not None:
             self._names.rewind()
             while len(names := self._names.take(_BATCH_RECORDS)):

@@ -33,7 +33,7 @@ def check(path: Path, **options: str) -> None:
         tokens = b"".join(batch.tokens for batch in batches)
         assert tokens == b"".join(encode([sequence.encode() for sequence in SEQUENCES]))
         assert np.concatenate([batch.lengths for batch in batches]).tolist() == list(map(len, SEQUENCES))
-        assert [int(name) for batch in batches for name in batch.names] == HASHES
+        assert [name.tolist() for batch in batches for name in batch.names] == HASHES
         assert source.position == source.size > 0
 
 
