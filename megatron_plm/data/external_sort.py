@@ -1,6 +1,5 @@
 """Sorting more than fits into memory, on disk: entries with keys, each with or without bytes that go along."""
 
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -154,7 +153,8 @@ class ExternalSort:
         bucket.low = tuple(map(min, bucket.low, low))
         bucket.high = tuple(map(max, bucket.high, high))
         bucket.size += entries.nbytes + payload.nbytes
-        # Opened for each piece: hundreds of files kept open are more than some systems allow.
+        # Opened for each piece: hundreds of files kept open are more than some systems allow, and one that was would
+        # outlive its folder where an error's traceback holds on to it.
         with bucket.path.open("ab", buffering=0) as file:
             for data in (_PIECE.pack(len(entries), payload.nbytes), entries.view(np.uint8).data, payload.data):
                 unwritten = memoryview(data)
@@ -162,12 +162,15 @@ class ExternalSort:
                     unwritten = unwritten[file.write(unwritten) :]
 
     def _pieces(self, bucket: _Bucket) -> Iterator[tuple[Entries, Payload]]:
-        with bucket.path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            while file.tell() < size:
+        begin, size = 0, bucket.path.stat().st_size
+        while begin < size:
+            with bucket.path.open("rb") as file:
+                file.seek(begin)
                 count, num_bytes = _PIECE.unpack(file.read(_PIECE.size))
                 entries = np.frombuffer(file.read(count * self._dtype.itemsize), dtype=self._dtype)
-                yield entries, np.frombuffer(file.read(num_bytes), dtype=np.uint8)
+                payload = np.frombuffer(file.read(num_bytes), dtype=np.uint8)
+                begin = file.tell()
+            yield entries, payload
 
 
 def _joined(pieces: list[tuple[Entries, Payload]]) -> tuple[Entries, Payload]:

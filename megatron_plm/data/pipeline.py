@@ -91,7 +91,8 @@ def preprocess(
                 workers=workers,
             )
             outputs.append(_Output(stack.enter_context(writer), split, tokenizer))
-        arranger = Arranger(selection, tokenizer, dtype, outputs[0].writer.work_folder)
+        # The last on the stack, so its files are closed before the writers remove the folder that they lie in.
+        arranger = stack.enter_context(Arranger(selection, tokenizer, dtype, outputs[0].writer.work_folder))
         for arranged in arranger.arranged(_records(reader, opened, progress)):
             for number, output in enumerate(outputs):
                 output.append(arranged, number=number, counting=not as_read)
