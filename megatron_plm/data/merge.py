@@ -18,6 +18,7 @@ from megatron_plm.data.indexed_writer import IndexedDatasetWriter
 from megatron_plm.data.progress import Progress, shown_progress
 from megatron_plm.data.statistics import LengthStatistics
 from megatron_plm.errors import UserError
+from megatron_plm.files import encodable
 from megatron_plm.invocation import command_line
 
 _SEQUENCES = 1 << 18  # handled at a time
@@ -64,7 +65,7 @@ def merge(
             with dataset_paths(dataset.prefix).idx.open("rb") as file:
                 _check_sum(dataset, "idx", hashlib.file_digest(file, "sha256").hexdigest())
         described = _description(datasets, lengths_seen, writer.num_documents)
-        writer.commit({**described, **({} if command is None else {"command": command})})
+        writer.commit({**described, **({} if command is None else {"command": encodable(command)})})
     return described
 
 
@@ -214,7 +215,7 @@ def _description(datasets: Sequence[IndexedDataset], lengths: LengthStatistics, 
         "sources": [source for one in described for source in one.get("sources", [])],
         "merged": [
             {
-                "prefix": dataset.prefix,
+                "prefix": encodable(dataset.prefix),
                 **{key: dataset.metadata[key] for key in ("sha256", "selection") if key in dataset.metadata},
             }
             for dataset, one in zip(datasets, described, strict=True)

@@ -20,6 +20,7 @@ from megatron_plm.data.records import RecordBatch
 from megatron_plm.data.splits import split_prefix
 from megatron_plm.data.statistics import LengthStatistics, count_tokens, count_unknown_letters, description
 from megatron_plm.errors import UserError
+from megatron_plm.files import encodable
 from megatron_plm.tokenizers import Tokenizer
 
 
@@ -101,9 +102,11 @@ def preprocess(
         origin = {
             "unknown_letters": unknown,
             "num_final_stops": reader.num_stops,
-            "sources": [{"path": source.path, "format": source.format, "bytes": source.position} for source in opened],
+            "sources": [
+                {"path": encodable(source.path), "format": source.format, "bytes": source.position} for source in opened
+            ],
             "tool_version": __version__,
-            **({} if command is None else {"command": command}),
+            **({} if command is None else {"command": encodable(command)}),
         }
         token_counts = count_tokens(reader.byte_counts, tokenizer, fold_case=fold_case) if as_read else None
         for output in outputs:

@@ -19,6 +19,7 @@ from megatron_plm.data.letters import LetterHashes
 from megatron_plm.data.records import RecordBatch
 from megatron_plm.data.splits import Splits
 from megatron_plm.data.store import Column, RecordStore
+from megatron_plm.files import encodable
 from megatron_plm.philox import derive_key
 from megatron_plm.tokenizers import Tokenizer
 
@@ -162,8 +163,8 @@ class Arranger:
             told["split"] = {"name": split, "fractions": wanted.splits.described()}
         if wanted.shuffle_seed is not None:
             told["shuffle"] = {"seed": wanted.shuffle_seed}
-        if counts.clusters is not None:
-            told["clusters"] = {"path": wanted.clusters, **dataclasses.asdict(counts.clusters)}
+        if wanted.clusters is not None and counts.clusters is not None:
+            told["clusters"] = {"path": encodable(wanted.clusters), **dataclasses.asdict(counts.clusters)}
         return told
 
     def _within_limits(self, batches: Iterable[RecordBatch]) -> Iterator[tuple[RecordBatch, RecordBatch | None]]:
