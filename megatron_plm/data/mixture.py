@@ -1,7 +1,9 @@
 """The datasets that a run reads, with their weights: Megatron's `0.7 A 0.3 B`."""
 
 import hashlib
+import itertools
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,6 +46,33 @@ def open_mixture(words: Sequence[str], tokenizer: Tokenizer, *, flag: str) -> Mi
     weights, prefixes = _weights_and_prefixes(words, flag)
     datasets = tuple(_open(prefix, tokenizer, flag) for prefix in prefixes)
     return Mixture(datasets, weights or tuple(map(_tokens_of_an_epoch, datasets)))
+
+
+def check_same_run(train: Mixture, valid: Mixture) -> None:
+    """Raise UserError where two splits PREFIX_train and PREFIX_valid of one PREFIX are not of one input and selection.
+
+    Then the same protein may be in both. Splits of different prefixes are whoever's choice it was to use them together.
+    """
+    for one, other in itertools.product(train.datasets, valid.datasets):
+        made, other_made = _made_by_split(one), _made_by_split(other)
+        if made and other_made and made[0] == other_made[0] and made[1] != other_made[1]:
+            raise UserError(
+                f"'{one.prefix}' and '{other.prefix}' are splits of different runs of tools/preprocess_data.py, so a "
+                "protein may be in both: make all splits again, by one command with --split and --force"
+            )
+
+
+def _made_by_split(dataset: IndexedDataset) -> tuple[str, dict[str, object]] | None:
+    """The PREFIX of a split PREFIX_NAME, and what all splits of its run have in common; None for other datasets."""
+    selection = dataset.metadata.get("selection")
+    split = selection.get("split") if isinstance(selection, dict) else None
+    if not isinstance(selection, dict) or not isinstance(split, dict):
+        return None
+    name = split.get("name")
+    if not isinstance(name, str) or not dataset.prefix.endswith(f"_{name}"):
+        return None
+    common = {**selection, "split": {**split, "name": ""}, "sources": dataset.metadata.get("sources")}
+    return os.path.abspath(dataset.prefix.removesuffix(name)), common
 
 
 def _weights_and_prefixes(words: Sequence[str], flag: str) -> tuple[tuple[float, ...] | None, tuple[str, ...]]:

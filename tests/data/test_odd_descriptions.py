@@ -13,9 +13,10 @@ from test_selection import TOKENIZER, proteins, write_fasta
 from megatron_plm.data.indexed import IndexedDataset
 from megatron_plm.data.inspect.command import main as inspect
 from megatron_plm.data.merge import main as merge
-from megatron_plm.data.mixture import open_mixture
+from megatron_plm.data.mixture import check_same_run, open_mixture
 from megatron_plm.data.pipeline import preprocess
 from megatron_plm.data.rearrange import Selection
+from megatron_plm.data.splits import parse_splits
 from megatron_plm.errors import USER_ERROR_EXIT_CODE, run_command
 
 ODD = {
@@ -53,9 +54,11 @@ def changed(description: dict[str, Any], place: tuple[str | int, ...], odd: str)
     return result
 
 
-def training(prefix: Path) -> Callable[[], int]:
+def training(train: Path, valid: Path) -> Callable[[], int]:
     def opened(_: object) -> None:
-        assert len(open_mixture([str(prefix)], TOKENIZER, flag="--data-path").sha256) == 64
+        mixtures = [open_mixture([str(prefix)], TOKENIZER, flag="--data-path") for prefix in (train, valid)]
+        check_same_run(*mixtures)
+        assert all(len(mixture.sha256) == 64 for mixture in mixtures)
 
     return lambda: run_command(opened, [])
 
@@ -65,19 +68,20 @@ def test_no_description_leads_to_a_traceback_or_to_half_a_dataset(
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)  # thousands of files
     source = write_fasta(tmp_path / "in.fasta", proteins(30))
-    prefix, merged = tmp_path / "p", tmp_path / "merged"
-    preprocess([source], prefix, TOKENIZER, selection=Selection(min_length=15), command="as typed")
-    description = json.loads((tmp_path / "p.json").read_text())
+    prefix, merged = tmp_path / "p_train", tmp_path / "merged"
+    selection = Selection(min_length=15, splits=parse_splits("train=0.8,valid=0.2"))
+    preprocess([source], tmp_path / "p", TOKENIZER, selection=selection, command="as typed")
+    description = json.loads((tmp_path / "p_train.json").read_text())
     commands: dict[str, Callable[[], int]] = {
         "merge": lambda: run_command(merge, ["--input", str(prefix), str(prefix), "--output-prefix", str(merged)]),
         "inspect": lambda: run_command(inspect, [str(prefix)]),
         "verify": lambda: run_command(inspect, [str(prefix), "--verify"]),
-        "train": training(prefix),
+        "train": training(prefix, tmp_path / "p_valid"),
     }
     faults, seen = [], 0
     for place in places(description):
         for odd in ODD:
-            (tmp_path / "p.json").write_text(json.dumps(changed(description, place, odd)))
+            (tmp_path / "p_train.json").write_text(json.dumps(changed(description, place, odd)))
             for name, command in commands.items():
                 capsys.readouterr()
                 what = f"{name}, {'.'.join(map(str, place))} {odd}"
