@@ -116,6 +116,7 @@ def test_a_pytorch_file_cut_short_anywhere_is_a_sentence(zipped: bool, tmp_path:
         with pytest.raises(UserError, match=r"pytorch_model\.bin: (damaged|cannot be read)") as caught:
             load_pretrained(source)
         assert "\n" not in str(caught.value)
+        assert ". " not in str(caught.value), "torch's advice is no part of the sentence"
 
 
 @pytest.mark.parametrize("source", FORMATS)
