@@ -36,6 +36,11 @@ class Mixture:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def as_typed(words: Sequence[str] | None) -> str:
+    """The prefixes, or weights and prefixes, as they stand on a command line."""
+    return " ".join(words or ())
+
+
 def open_mixture(words: Sequence[str], tokenizer: Tokenizer, *, flag: str) -> Mixture:
     """Open the datasets that `flag` names: prefixes, or weights and prefixes in turn.
 
@@ -83,10 +88,10 @@ def _weights_and_prefixes(words: Sequence[str], flag: str) -> tuple[tuple[float,
             raise UserError(f"{flag}: {stray} stands where a dataset was expected; give a weight before each, or none")
         return None, tuple(words)
     if len(words) % 2 or None in numbers[::2]:
-        raise UserError(f"{flag} {' '.join(words)}: expected weights and datasets in turn, as in 0.7 A 0.3 B")
+        raise UserError(f"{flag} {as_typed(words)}: expected weights and datasets in turn, as in 0.7 A 0.3 B")
     weights = tuple(number for number in numbers[::2] if number is not None)
     if not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise UserError(f"{flag} {' '.join(words)}: a weight must be a number above 0")
+        raise UserError(f"{flag} {as_typed(words)}: a weight must be a number above 0")
     return weights, tuple(words[1::2])
 
 
