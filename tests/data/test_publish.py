@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 from test_selection import TOKENIZER, proteins, write_fasta
 
+from megatron_plm.config.options import Config, DataOptions
 from megatron_plm.data import indexed_writer
 from megatron_plm.data.indexed import IndexedDataset
 from megatron_plm.data.indexed_writer import publish
-from megatron_plm.data.mixture import check_same_run, open_mixture
 from megatron_plm.data.pipeline import preprocess
 from megatron_plm.data.rearrange import Selection
 from megatron_plm.data.splits import parse_splits
 from megatron_plm.errors import UserError
+from megatron_plm.training.state import open_datasets
 
 SPLITS = parse_splits("train=0.6,valid=0.3,test=0.1")
 STEPS = [(os, "replace"), (Path, "unlink"), (indexed_writer, "sync")]
@@ -129,7 +130,7 @@ def opens(prefix: Path) -> bool:
 
 
 def check(train: Path, valid: Path) -> None:
-    check_same_run(*(open_mixture([str(prefix)], TOKENIZER, flag="--data-path") for prefix in (train, valid)))
+    open_datasets(Config(data=DataOptions(data_path=(str(train),), valid_data_path=(str(valid),))))
 
 
 def test_splits_of_different_runs_are_refused_together(tmp_path: Path) -> None:
