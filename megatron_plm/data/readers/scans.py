@@ -31,7 +31,7 @@ class Scanned:
         tokens: of its records, end to end, uint8 [n].
         lengths: tokens of each record, int32 [k].
         byte_counts: how often each byte stood in a sequence, uint64 [256].
-        names: a hash of each record's name, uint64 [k]; None where not asked for.
+        names: a hash of each record's name, uint64 [k, 2]; None where not asked for.
         num_lines: newlines (or values) in it.
         num_stops: records that ended in '*'.
         fault: the first fault, after which nothing was scanned: its line in the block, and what is wrong.
