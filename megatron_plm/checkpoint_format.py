@@ -16,7 +16,7 @@ from typing import Any
 
 from megatron_plm.config.load import from_toml, to_toml
 from megatron_plm.config.options import Config
-from megatron_plm.errors import UserError
+from megatron_plm.errors import JSON_ERRORS, UserError
 from megatron_plm.tokenizers import MODEL_SUFFIX, PieceTokenizer, Tokenizer, get_tokenizer, read_model
 
 FORMAT, VERSION = "megatron-plm-checkpoint", 2
@@ -59,7 +59,7 @@ def read_description(directory: Path) -> tuple[Config, CheckpointState]:
         if document.pop("format") != FORMAT or document.pop("version") != VERSION:
             raise ValueError(f"not {FORMAT} version {VERSION}")
         return config, CheckpointState(**document)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *JSON_ERRORS, KeyError, TypeError, AttributeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{directory}: not a native checkpoint: {STATE_FILE} or {CONFIG_FILE}: {reason}") from None
 

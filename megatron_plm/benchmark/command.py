@@ -19,6 +19,7 @@ from megatron_plm.machine import describe_machine
 SUBJECTS = {
     "train": ("megatron_plm.benchmark.train", "training on this machine against transformers' EsmForMaskedLM"),
     "data": ("megatron_plm.benchmark.data", "preprocessing against megatron-core's builder, and the loader"),
+    "recipes": ("megatron_plm.benchmark.recipes", "preprocessing of stand-ins for UniRef, Pfam, BFD and OAS"),
 }
 
 

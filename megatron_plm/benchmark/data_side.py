@@ -33,9 +33,15 @@ class _Clock:
 
 def ours(fasta: str, prefix: str, workers: str) -> dict[str, Any]:
     """tools/preprocess_data.py on a FASTA file."""
+    return preprocess(
+        "--input", fasta, "--output-prefix", prefix, "--tokenizer", "esm2", "--workers", workers, "--force"
+    )
+
+
+def preprocess(*flags: str) -> dict[str, Any]:
+    """tools/preprocess_data.py with any flags."""
     from megatron_plm.data.preprocess import main
 
-    flags = ["--input", fasta, "--output-prefix", prefix, "--tokenizer", "esm2", "--workers", workers, "--force"]
     clock = _Clock()
     main(flags)
     return clock.read()
@@ -132,7 +138,7 @@ def _cpu_seconds() -> float:
 
 
 SIDES: dict[str, Callable[..., dict[str, Any]]] = {
-    side.__name__: side for side in (ours, add_document, add_item, loader)
+    side.__name__: side for side in (ours, preprocess, add_document, add_item, loader)
 }
 
 

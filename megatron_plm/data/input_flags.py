@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from megatron_plm.data.readers import FORMATS, Input, open_inputs
+from megatron_plm.errors import UserError
 
 
 def add_input_flags(parser: argparse.ArgumentParser, *, names: bool) -> argparse._ArgumentGroup:
@@ -27,13 +28,18 @@ def add_input_flags(parser: argparse.ArgumentParser, *, names: bool) -> argparse
         group.add_argument(
             "--name-column", default="id", metavar="NAME", help="CSV, TSV, Parquet: the name's (default: id)"
         )
+    group.add_argument(
+        "--skip-lines", type=int, default=0, metavar="N", help="CSV, TSV: lines above the column names (default: 0)"
+    )
     return group
 
 
 def inputs_of(options: argparse.Namespace) -> list[Input]:
     """Open what the flags name, and print the notes about it; raises UserError, see open_inputs."""
+    if options.skip_lines < 0:
+        raise UserError(f"--skip-lines must be 0 or more, not {options.skip_lines}")
     given = vars(options)
-    fields = ("format", "json_key", "json_name_key", "column", "name_column")
+    fields = ("format", "json_key", "json_name_key", "column", "name_column", "skip_lines")
     inputs = open_inputs(options.input, **{name: given[name] for name in fields if name in given})
     for note in (note for source in inputs for note in source.notes):
         print(f"note: {note}", file=sys.stderr)

@@ -28,6 +28,7 @@ from megatron_plm.checkpoint_format import (
 )
 from megatron_plm.config.options import Config
 from megatron_plm.data.blend import Cursor
+from megatron_plm.data.mixture import as_typed
 from megatron_plm.distributed_checkpoint import (
     READ_ERRORS,
     SafePlanner,
@@ -152,7 +153,7 @@ def _check_resumable(path: Path, saved_config: Config, saved: CheckpointState, r
     _refuse_differences("--load", path, pairs)
     if saved.data_sha256 != run.datasets.train.sha256:
         raise UserError(
-            f"--load {path}: --data-path {' '.join(new.data.data_path or ())} is not the dataset of that run, so its "
+            f"--load {path}: --data-path {as_typed(new.data.data_path)} is not the dataset of that run, so its "
             "position in the data means nothing here; give the same dataset, or begin a new run from the weights with "
             "--pretrained-checkpoint"
         )

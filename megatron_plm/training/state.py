@@ -7,7 +7,7 @@ import torch
 from megatron_plm.config.options import Config
 from megatron_plm.data.blend import Cursor
 from megatron_plm.data.loader import Loader
-from megatron_plm.data.mixture import Mixture, model_tokenizer, open_mixture
+from megatron_plm.data.mixture import Mixture, check_same_run, model_tokenizer, open_mixture
 from megatron_plm.errors import UserError
 from megatron_plm.model.initialize import initialize
 from megatron_plm.model.transformer import MaskedLanguageModel
@@ -57,6 +57,8 @@ def open_datasets(config: Config) -> Datasets:
     train = open_mixture(config.data.data_path, tokenizer, flag="--data-path")
     valid_path = config.data.valid_data_path
     valid = open_mixture(valid_path, tokenizer, flag="--valid-data-path") if valid_path else None
+    if valid is not None:
+        check_same_run(train, valid)
     return Datasets(tokenizer, train, valid)
 
 

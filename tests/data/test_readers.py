@@ -60,6 +60,21 @@ def test_other_keys_and_columns_are_read_where_named(tmp_path: Path) -> None:
     assert read(write(tmp_path / "one.csv", "sequence\nMK\n")) == ["MK"]
 
 
+def test_lines_above_the_column_names_are_passed_over(tmp_path: Path) -> None:
+    metadata = '"{""Run"": ""x, y"", ""Link"": 1}"\n# and more\n'
+    path = write(tmp_path / "a.csv.gz", gzip.compress((metadata + "sequence,x\nMKV,1\nMKL,2\n").encode()))
+    assert read(path, skip_lines=2) == ["MKV", "MKL"]
+    bad = write(tmp_path / "b.csv", metadata + "sequence,x\nMKV,1\nM\0K,2\n")
+    with pytest.raises(UserError, match=r"b.csv', line 5: byte 0x00"):
+        read(bad, skip_lines=2)
+    with pytest.raises(UserError, match=r"b.csv' has 5 lines: --skip-lines 9 passes over all of them"):
+        read(bad, skip_lines=9)
+    with pytest.raises(UserError, match=r"b.csv' holds no sequence: expected at least one \(csv\)"):
+        read(bad, skip_lines=5)
+    with pytest.raises(UserError, match=r"c.txt' is text: --skip-lines is for CSV and TSV"):
+        read(write(tmp_path / "c.txt", "MKV\n"), skip_lines=1)
+
+
 # --- several inputs, any number of threads ---
 
 

@@ -130,6 +130,7 @@ BAD = [
     (["--model-type", "word"], "--model-type"),
     (["--max-letters", "0"], "--max-letters must be 1 or more"),
     (["--max-letters", "20"], "--vocab-size 200 is too large for this input"),
+    (["--skip-lines", "-1"], "--skip-lines must be 0 or more"),
     (["--seed", "-1"], "--seed must be 0 to"),
     (["--output", "x.txt"], "--output x.txt: the name must end in .model"),
     (["--output", ".model"], "--output .model: the name must end in .model"),

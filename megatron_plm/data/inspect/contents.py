@@ -1,5 +1,6 @@
 """What a dataset holds: lengths and letters, from its description or counted in constant memory."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from megatron_plm.errors import UserError
 from megatron_plm.tokenizers import Tokenizer, get_tokenizer, recorded_tokenizer
 
 CHUNK = 1 << 20  # entries or tokens looked at together
+_MOST = 2**63 - 1  # of whatever is counted
 _HIGHEST_ID = 1 << 16  # ids from here on, unless a vocabulary has them, are counted as one
 
 Histogram = list[tuple[int, int, int]]  # (low, high, count), low <= length < high
@@ -30,11 +32,11 @@ class Contents:
 
 def tokenizer_of(dataset: IndexedDataset) -> tuple[Tokenizer | None, str]:
     """The tokenizer that the dataset was made with, None where it isn't known here; and its name, or why there is
-    none."""
-    described = dataset.metadata.get("tokenizer")
-    if not isinstance(described, dict):
+    none. Raises UserError where PREFIX.json says something else there."""
+    described = dataset.tokenizer
+    if described is None:
         return None, f"unknown ({dataset.prefix}.json, which names it, is missing or doesn't)"
-    name = str(described.get("name"))
+    name = described["name"]
     if "model" in described:
         try:
             pieces = recorded_tokenizer(described, f"'{dataset.prefix}.json'")
@@ -45,7 +47,7 @@ def tokenizer_of(dataset: IndexedDataset) -> tuple[Tokenizer | None, str]:
         tokenizer = get_tokenizer(name)
     except UserError:
         return None, f"{name}, which isn't known here"
-    if tokenizer.sha256 != described.get("sha256"):
+    if tokenizer.sha256 != described["sha256"]:
         return None, f"{name}, but with another vocabulary than the one known here"
     return tokenizer, f"{name} ({tokenizer.vocab_size} tokens)"
 
@@ -58,9 +60,11 @@ def described(dataset: IndexedDataset) -> Contents | None:
     try:
         bins = [(int(low), int(high), int(count)) for low, high, count in histogram["bins"]]
         counts = {str(token): int(count) for token, count in tokens.items()}
-        if any(not 0 <= low < high or count < 0 for low, high, count in bins) or min(counts.values(), default=0) < 0:
+        shortest, longest = int(histogram["min"]), int(histogram["max"])
+        numbers = [shortest, longest, *counts.values(), *itertools.chain(*bins)]
+        if not all(0 <= number <= _MOST for number in numbers) or any(low >= high for low, high, _ in bins):
             raise ValueError
-        return Contents(int(histogram["min"]), int(histogram["max"]), bins, counts)
+        return Contents(shortest, longest, bins, counts)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         raise UserError(
             f"'{dataset.prefix}.json': length_histogram or token_counts isn't what tools/preprocess_data.py writes; "

@@ -23,6 +23,7 @@ class Fields:
     json_name_key: str = "id"
     column: str = "sequence"
     name_column: str = "id"
+    skip_lines: int = 0  # of tables: above the row of column names
 
 
 @dataclass
@@ -72,6 +73,7 @@ def open_inputs(
     json_name_key: str = "id",
     column: str = "sequence",
     name_column: str = "id",
+    skip_lines: int = 0,
 ) -> list[Input]:
     """Return the inputs that `patterns` name, in their order, the files of one pattern sorted by name.
 
@@ -85,7 +87,7 @@ def open_inputs(
         raise UserError(
             f"--format: unknown format {format!r}: expected one of {', '.join(FORMATS)}{suggestion(format, FORMATS)}"
         )
-    fields = Fields(json_key, json_name_key, column, name_column)
+    fields = Fields(json_key, json_name_key, column, name_column, skip_lines)
     seen: dict[object, str] = {}
     inputs = []
     for path in (path for pattern in patterns for path in _expanded(os.fspath(pattern))):
@@ -140,6 +142,9 @@ def _looked_into(path: str, format: str | None, fields: Fields) -> Input:
             reader.close()
             raise
         notes += [note] if note else []
+    if fields.skip_lines and format not in ("csv", "tsv"):
+        reader.close()
+        raise UserError(f"{reader.label} is {format}: --skip-lines is for CSV and TSV, above the row of column names")
     # Standard input is read once, from front to end, also where it is a file.
     regular = bool(reader.size) and path != STANDARD_INPUT
     kind: Literal["plain", "compressed", "stream"]

@@ -31,7 +31,7 @@ class Scanned:
         tokens: of its records, end to end, uint8 [n], or of the tokenizer's dtype (see segmenting.py).
         lengths: tokens of each record, int32 [k].
         byte_counts: how often each byte stood in a sequence, uint64 [256].
-        names: a hash of each record's name, uint64 [k]; None where not asked for.
+        names: a hash of each record's name, uint64 [k, 2]; None where not asked for.
         num_lines: newlines (or values) in it.
         num_stops: records that ended in '*'.
         fault: the first fault, after which nothing was scanned: its line in the block, and what is wrong.
@@ -144,12 +144,15 @@ def _table_jobs(source: Input, alphabet: _native.Alphabet, separator: str, with_
 
     reader = source.open()
     scan: Scan | None = None
+    skipped = source.fields.skip_lines
     reason = "a quote in it is never closed, or a line break is missing"
     try:
         for text in blocks_of_records(reader, find_end, _LONGEST_LINE, reason):
             num_bytes, lines_before = len(text), 0
             if scan is None:
+                text = text[_lines_size(text, skipped, source) :]
                 fields, size, lines_before, fault = _native.read_table_header(text, separator)
+                lines_before, skipped = lines_before + skipped, 0
                 if fault:
                     raise UserError(f"{source.label}, line {lines_before + 1}: {fault}")
                 if not fields:
@@ -168,6 +171,14 @@ def _table_jobs(source: Input, alphabet: _native.Alphabet, separator: str, with_
             yield Job(num_bytes, reader.position, lines_before, partial(_scan_text, scan, alphabet, load, with_names))
     finally:
         reader.close()
+
+
+def _lines_size(text: memoryview, count: int, source: Input) -> int:
+    """Bytes of the first lines of a text, which is the first block of `source`."""
+    lines = bytes(text).split(b"\n", count) if count else []
+    if len(lines) <= count and count:
+        raise UserError(f"{source.label} has {len(lines) - 1} lines: --skip-lines {count} passes over all of them")
+    return sum(len(line) + 1 for line in lines[:count])
 
 
 def _column(source: Input, header: list[str], name: str) -> int:
