@@ -6,10 +6,11 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron_plm.data.indexed import IndexedDataset
 from megatron_plm.errors import UserError
-from megatron_plm.tokenizers import Tokenizer
+from megatron_plm.tokenizers import MODEL_SUFFIX, Tokenizer, open_tokenizer, recorded_tokenizer
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,26 @@ def open_mixture(words: Sequence[str], tokenizer: Tokenizer, *, flag: str) -> Mi
     weights, prefixes = _weights_and_prefixes(words, flag)
     datasets = tuple(_open(prefix, tokenizer, flag) for prefix in prefixes)
     return Mixture(datasets, weights or tuple(map(_tokens_of_an_epoch, datasets)))
+
+
+def model_tokenizer(word: str, words: Sequence[str], *, flag: str) -> Tokenizer:
+    """The tokenizer that `word` means for a model trained on the datasets that `flag` names.
+
+    A sentencepiece model that is not at its path, any more or on this machine, is taken from the first dataset, which
+    holds it. Raises UserError where there is no such tokenizer.
+    """
+    path = Path(word)
+    if word.endswith(MODEL_SUFFIX) and not path.exists():
+        _, prefixes = _weights_and_prefixes(words, flag)
+        made_with = IndexedDataset(prefixes[0]).tokenizer
+        if made_with is not None and made_with["name"] == path.name and "model" in made_with:
+            return recorded_tokenizer(made_with, f"'{prefixes[0]}.json'")
+        of = "none" if made_with is None else repr(made_with["name"])
+        raise UserError(
+            f"--tokenizer {word}: there is no such file, and the tokenizer of {prefixes[0]} is {of}; give the name of "
+            "the dataset's tokenizer"
+        )
+    return open_tokenizer(word)
 
 
 def check_same_run(train: Mixture, valid: Mixture) -> None:
@@ -115,9 +136,15 @@ def _open(prefix: str, tokenizer: Tokenizer, flag: str) -> IndexedDataset:
             f"{flag} {prefix}: {prefix}.json is missing, which says what tokenizer the dataset was made with; "
             "make the dataset with tools/preprocess_data.py"
         )
+    if made_with["sha256"] != tokenizer.sha256 and made_with["name"] == tokenizer.name:
+        raise UserError(
+            f"{flag} {prefix}: the dataset's tokenizer {tokenizer.name!r} has the name of the model's, but is another "
+            "one; give the --tokenizer that the dataset was made with, or preprocess the FASTA file again"
+        )
     if made_with["sha256"] != tokenizer.sha256:
         raise UserError(
             f"{flag} {prefix}: the dataset was made with tokenizer {made_with['name']!r} and the model has "
-            f"{tokenizer.name!r}; preprocess the FASTA file again with --tokenizer {tokenizer.name}"
+            f"{tokenizer.name!r}; give --tokenizer {made_with['name']} here, or preprocess the FASTA file again with "
+            f"--tokenizer {tokenizer.name}"
         )
     return dataset

@@ -81,7 +81,8 @@ def preprocess(
     reader = SequenceReader(
         tokenizer, fold_case=fold_case, strict=strict, workers=workers, names=selection.clusters is not None
     )
-    dtype, as_read = token_dtype(tokenizer), selection == Selection()
+    dtype, as_read = tokenizer.dtype, selection == Selection()
+    count_letters = as_read and tokenizer.one_letter_a_token
     with contextlib.ExitStack() as stack:
         outputs = []
         for split in selection.split_names:
@@ -99,7 +100,7 @@ def preprocess(
         records = stack.enter_context(contextlib.closing(_records(reader, opened, progress, folder)))
         for arranged in arranger.arranged(records):
             for number, output in enumerate(outputs):
-                output.append(arranged, number=number, counting=not as_read)
+                output.append(arranged, number=number, counting=not count_letters)
         _check_not_empty(outputs, arranger.counts)
         unknown = count_unknown_letters(reader.byte_counts, tokenizer, fold_case=fold_case)
         origin = {
@@ -111,7 +112,7 @@ def preprocess(
             "tool_version": __version__,
             **({} if command is None else {"command": encodable(command)}),
         }
-        token_counts = count_tokens(reader.byte_counts, tokenizer, fold_case=fold_case) if as_read else None
+        token_counts = count_tokens(reader.byte_counts, tokenizer, fold_case=fold_case) if count_letters else None
         for output in outputs:
             chosen = {} if as_read else {"selection": arranger.described(output.split)}
             output.writer.complete(description(tokenizer, output.contents(token_counts), {**origin, **chosen}))
@@ -125,11 +126,6 @@ def preprocess(
         num_bytes=reader.num_bytes,
         seconds=time.perf_counter() - started,
     )
-
-
-def token_dtype(tokenizer: Tokenizer) -> np.dtype:
-    """The smallest dtype of the index format that holds every token id."""
-    return np.dtype(next(t for t in (np.uint8, np.uint16, np.int32) if tokenizer.vocab_size - 1 <= np.iinfo(t).max))
 
 
 class _Output:

@@ -16,16 +16,17 @@ def print_lines(lines: Iterator[tuple[str, str]]) -> None:
         print(f"{name:<{_WIDTH}}{text}")
 
 
-def dataset_lines(datasets: Sequence[Written]) -> Iterator[tuple[str, str]]:
+def dataset_lines(datasets: Sequence[Written], tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
     """What the datasets hold."""
+    word = "residues" if tokenizer.one_letter_a_token else "tokens"
     if len(datasets) == 1:
         (dataset,) = datasets
         yield "sequences", f"{dataset.num_sequences:,}"
-        yield "residues", f"{dataset.num_residues:,}"
+        yield word, f"{dataset.num_residues:,}"
         yield "lengths", _lengths(dataset)
         return
     for dataset in datasets:
-        held = f"{dataset.num_sequences:,} sequences, {dataset.num_residues:,} residues, lengths {_lengths(dataset)}"
+        held = f"{dataset.num_sequences:,} sequences, {dataset.num_residues:,} {word}, lengths {_lengths(dataset)}"
         yield dataset.split or "", held
 
 

@@ -11,11 +11,11 @@ import numpy.typing as npt
 from megatron_plm.data.indexed import IndexedDataset
 from megatron_plm.data.statistics import LengthStatistics
 from megatron_plm.errors import UserError
-from megatron_plm.tokenizers import Tokenizer, get_tokenizer
+from megatron_plm.tokenizers import Tokenizer, get_tokenizer, recorded_tokenizer
 
 CHUNK = 1 << 20  # entries or tokens looked at together
 _MOST = 2**63 - 1  # of whatever is counted
-_HIGHEST_ID = 1 << 16  # ids from here on, which no vocabulary here has, are counted as one
+_HIGHEST_ID = 1 << 16  # ids from here on, unless a vocabulary has them, are counted as one
 
 Histogram = list[tuple[int, int, int]]  # (low, high, count), low <= length < high
 
@@ -37,6 +37,12 @@ def tokenizer_of(dataset: IndexedDataset) -> tuple[Tokenizer | None, str]:
     if described is None:
         return None, f"unknown ({dataset.prefix}.json, which names it, is missing or doesn't)"
     name = described["name"]
+    if "model" in described:
+        try:
+            pieces = recorded_tokenizer(described, f"'{dataset.prefix}.json'")
+        except UserError as error:
+            return None, f"{name}, which cannot be used here ({error})"
+        return pieces, f"{name} ({pieces.vocab_size} tokens)"
     try:
         tokenizer = get_tokenizer(name)
     except UserError:
@@ -68,7 +74,7 @@ def described(dataset: IndexedDataset) -> Contents | None:
 
 def counted(dataset: IndexedDataset, tokenizer: Tokenizer | None, progress: Callable[[int], None]) -> Contents:
     """What the files hold; `progress` is told how many bytes of tokens were counted."""
-    lengths, tokens = LengthCounter(), TokenCounter()
+    lengths, tokens = LengthCounter(), TokenCounter(tokenizer)
     for first in range(0, len(dataset), CHUNK):
         lengths.add(np.array(dataset.lengths[first : first + CHUNK]))
     for first in range(0, dataset.num_tokens, CHUNK):
@@ -103,13 +109,14 @@ class LengthCounter:
 class TokenCounter:
     """How often each token id stands in a dataset."""
 
-    def __init__(self) -> None:
-        self._counts = np.zeros(_HIGHEST_ID, dtype=np.int64)
+    def __init__(self, tokenizer: Tokenizer | None = None) -> None:
+        self._counts = np.zeros(max(_HIGHEST_ID, tokenizer.vocab_size if tokenizer else 0), dtype=np.int64)
         self._num_others = 0
 
     def add(self, tokens: npt.NDArray[Any]) -> None:
         """Count more tokens: uint8, uint16 or int32."""
-        known = tokens[(tokens >= 0) & (tokens < _HIGHEST_ID)] if tokens.dtype.itemsize > 2 else tokens
+        highest = len(self._counts)
+        known = tokens[(tokens >= 0) & (tokens < highest)] if tokens.dtype.itemsize > 2 else tokens
         counts = np.bincount(known)
         self._counts[: len(counts)] += counts
         self._num_others += len(tokens) - len(known)

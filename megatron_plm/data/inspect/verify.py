@@ -31,7 +31,7 @@ def verify(
     of no sequence, a token id outside the vocabulary, counts or checksums that differ from PREFIX.json. Without a
     tokenizer only negative ids are faults. `progress` is told how many bytes of tokens were read.
     """
-    lengths, tokens = LengthCounter(), TokenCounter()
+    lengths, tokens = LengthCounter(), TokenCounter(tokenizer)
     _check_sequences(dataset, lengths)
     _check_documents(dataset)
     bin_sha256 = _check_tokens(dataset, tokenizer, tokens, progress)
