@@ -4,6 +4,7 @@
       .metadata, *.distcp   torch Distributed Checkpoint: "model.<parameter>" and, where training goes on, "optimizer.*"
       config.toml           the resolved configuration
       state.json            step, consumed tokens, data cursor, tokenizer
+      tokenizer.model       where the tokenizer is a sentencepiece model: that model
 
 Beside the steps, the symbolic link `latest` names the newest complete one.
 """
@@ -15,11 +16,12 @@ from typing import Any
 
 from megatron_plm.config.load import from_toml, to_toml
 from megatron_plm.config.options import Config
-from megatron_plm.errors import UserError
-from megatron_plm.tokenizers import Tokenizer, get_tokenizer
+from megatron_plm.errors import JSON_ERRORS, UserError
+from megatron_plm.tokenizers import MODEL_SUFFIX, PieceTokenizer, Tokenizer, get_tokenizer, read_model
 
 FORMAT, VERSION = "megatron-plm-checkpoint", 2
 CONFIG_FILE, STATE_FILE, DCP_METADATA = "config.toml", "state.json", ".metadata"
+TOKENIZER_FILE = "tokenizer.model"
 CHECKPOINTS, LATEST = "checkpoints", "latest"
 
 
@@ -57,13 +59,25 @@ def read_description(directory: Path) -> tuple[Config, CheckpointState]:
         if document.pop("format") != FORMAT or document.pop("version") != VERSION:
             raise ValueError(f"not {FORMAT} version {VERSION}")
         return config, CheckpointState(**document)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *JSON_ERRORS, KeyError, TypeError, AttributeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{directory}: not a native checkpoint: {STATE_FILE} or {CONFIG_FILE}: {reason}") from None
 
 
+def write_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
+    """Write what of the tokenizer only its own file tells; nothing for those whose name is enough."""
+    if isinstance(tokenizer, PieceTokenizer):
+        (directory / TOKENIZER_FILE).write_bytes(tokenizer.model)
+
+
 def checkpoint_tokenizer(directory: Path, state: CheckpointState) -> Tokenizer:
-    """The tokenizer a checkpoint was trained with; raises UserError if this version's token list is another."""
+    """The tokenizer a checkpoint was trained with; raises UserError if it is missing or has another token list."""
+    tokenizer: Tokenizer
+    if state.tokenizer.endswith(MODEL_SUFFIX):
+        tokenizer = read_model(directory / TOKENIZER_FILE, name=state.tokenizer)
+        if tokenizer.sha256 != state.tokenizer_sha256:
+            raise UserError(f"{directory}: {TOKENIZER_FILE} is not the one of this checkpoint; copy it again")
+        return tokenizer
     tokenizer = get_tokenizer(state.tokenizer)
     if tokenizer.sha256 != state.tokenizer_sha256:
         raise UserError(

@@ -10,6 +10,7 @@ from megatron_plm.errors import UserError, run_command, suggestion
 # verb: (module with `main(argv)`, one line of help)
 VERBS = {
     "preprocess-data": ("megatron_plm.data.preprocess", "sequence files to an indexed dataset"),
+    "train-tokenizer": ("megatron_plm.data.train_tokenizer", "a sentencepiece model from sequence files"),
     "inspect-data": ("megatron_plm.data.inspect.command", "what a dataset holds, and whether it is whole"),
     "merge-datasets": ("megatron_plm.data.merge", "several datasets to one"),
     "pretrain": ("megatron_plm.training.pretrain", "train a protein language model"),

@@ -83,8 +83,8 @@ def without_single_process_warning() -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of the cause; torch wraps it in a report over all processes."""
+    """The first sentence of the cause; torch adds advice to it, and wraps it in a report over all processes."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.splitlines()[0]
+    return text.splitlines()[0].partition(". ")[0]

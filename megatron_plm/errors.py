@@ -1,6 +1,7 @@
 """The one error type that users see, and the one place that prints it."""
 
 import difflib
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +26,18 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'X'?` for the known word nearest to `word`, or the empty string."""
     nearest = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+JSON_ERRORS = (ValueError, RecursionError)  # of json.loads, and of decoding what it is given
+
+
+def json_fault(error: BaseException) -> str:
+    """What keeps a line of text from being JSON, in a few words; `error` is one of JSON_ERRORS."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):
+        return "not UTF-8 text"
+    return "a number of too many digits, or brackets nested too deeply"
 
 
 def tell(error: UserError) -> None:

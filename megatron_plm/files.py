@@ -143,5 +143,10 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def encodable(name: str | os.PathLike[str]) -> str:
+    """A path, or a command that names some, as text for a file: bytes of it that are no UTF-8 as \\xNN."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -9,6 +9,7 @@ from pathlib import Path
 # verb of `megatron-plm VERB`: the file of a checkout that opens the same function
 _FILES = {
     "preprocess-data": "tools/preprocess_data.py",
+    "train-tokenizer": "tools/train_tokenizer.py",
     "inspect-data": "tools/inspect_data.py",
     "merge-datasets": "tools/merge_datasets.py",
     "convert-checkpoint": "tools/convert_checkpoint.py",

@@ -17,7 +17,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from megatron_plm.errors import UserError, suggestion
+from megatron_plm.errors import JSON_ERRORS, UserError, json_fault, suggestion
 
 DEFAULT_DATA_DIR = Path("data")  # TAPE's
 _SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -81,10 +81,12 @@ def tape_files(data_dir: Path | None, folder: str) -> dict[str, Path]:
 
 
 def choose_file(files: dict[str, Path], split: str, place: str) -> Path:
-    """The file of a split; raises UserError listing the splits that exist."""
+    """The file of a split; `files` has at least one. Raises UserError listing the splits that exist, and where."""
     if split not in files:
-        known = ", ".join(files) if files else "none"
-        raise UserError(f"{place}: there is no split {split!r}; those that exist: {known}{suggestion(split, files)}")
+        known, folder = ", ".join(files), next(iter(files.values())).parent
+        raise UserError(
+            f"{place}: {folder} holds no split {split!r}; those that exist: {known}{suggestion(split, files)}"
+        )
     return files[split]
 
 
@@ -95,9 +97,9 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
+        except JSON_ERRORS as error:
             raise UserError(
-                f"{path}, line {number}: not valid JSON ({error.msg}); expected one object a line"
+                f"{path}, line {number}: not valid JSON ({json_fault(error)}); expected one object a line"
             ) from None
         if not isinstance(value, dict):
             raise UserError(f"{path}, line {number}: expected a JSON object, found {type(value).__name__}")

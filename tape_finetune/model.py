@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_plm.config.options import ModelOptions
-from megatron_plm.convert.pretrained import load_pretrained
+from megatron_plm.convert.pretrained import Pretrained, load_pretrained
 from megatron_plm.errors import UserError
 from megatron_plm.model.initialize import initialize
 from megatron_plm.model.transformer import Encoder, MaskedLanguageModel
@@ -74,7 +74,7 @@ class TaskModel(nn.Module):
 
 def transformer(path: Path) -> EncoderModel:
     """The encoder of a checkpoint of any format that the converters read; raises UserError."""
-    pretrained = load_pretrained(path)
+    pretrained = _load(path)
     return EncoderModel(pretrained.model.encoder, pretrained.options, pretrained.tokenizer)
 
 
@@ -84,10 +84,20 @@ def random_transformer(path: Path, seed: int) -> EncoderModel:
     They are those of a pretraining from `seed` with this vocabulary. A converted checkpoint can have another one than
     its pretraining had (TAPE's, say): each token's embedding then starts from other numbers than it did there.
     """
-    pretrained = load_pretrained(path)
+    pretrained = _load(path)
     model = MaskedLanguageModel(pretrained.options, pretrained.tokenizer)
     initialize(model, pretrained.options, seed)
     return EncoderModel(model.encoder, pretrained.options, pretrained.tokenizer)
+
+
+def _load(path: Path) -> Pretrained:
+    pretrained = load_pretrained(path)
+    if not pretrained.tokenizer.one_letter_a_token:
+        raise UserError(
+            f"{path}: its tokens are the pieces of {pretrained.tokenizer.name}, and the tasks here need a token for "
+            "each residue; give a model that was pretrained with --tokenizer esm2"
+        )
+    return pretrained
 
 
 BASE_MODELS = ("transformer", "random", "onehot")

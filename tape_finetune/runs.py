@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.convert import config_json
 from megatron_plm.convert.tensor_files import write_safetensors
-from megatron_plm.errors import UserError
+from megatron_plm.errors import JSON_ERRORS, UserError
 from megatron_plm.files import atomic_file
 from megatron_plm.model.transformer import Encoder
 from megatron_plm.tokenizers import get_tokenizer
@@ -156,7 +156,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give a directory that tape_finetune/tape_train.py wrote"
         ) from None
-    except ValueError as error:
+    except JSON_ERRORS as error:
         raise UserError(f"{path}: not valid JSON ({error}); train again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object; train again")

@@ -205,7 +205,10 @@ CASES = [
     ),
     *unwritable("convert-checkpoint", "--output", "/hf"),
     Case("tape-train", "missing", gone("peptides"), [], ["peptides: no such folder"]),
-    Case("tape-train", "split missing", gone("peptides/train.csv"), [], ["no split 'train'"]),
+    Case(
+        "tape-train", "split missing", gone("peptides/train.csv"), [],
+        ["peptides holds no split 'train'; those that exist: test, valid"],
+    ),
     Case("tape-train", "empty", put("peptides/train.csv", b""), [], ["train.csv: empty"]),
     Case("tape-train", "binary junk", put("peptides/train.csv", JUNK), [], ["train.csv: not UTF-8 text"]),
     Case(

@@ -148,7 +148,7 @@ except ModuleNotFoundError:
 def test_pretraining_needs_only_torch_and_numpy(pair_data, tmp_path):
     code = """
 BLOCKED = {"rich", "tensorboard", "transformers", "matplotlib", "jinja2", "gemmi", "zstandard", "safetensors",
-           "pyarrow", "lmdb", "scipy", "sklearn", "pandas", "tape_finetune"}
+           "pyarrow", "lmdb", "scipy", "sklearn", "pandas", "sentencepiece", "tape_finetune"}
 from megatron_plm.errors import run_command
 from megatron_plm.training.pretrain import main
 sys.exit(run_command(main))

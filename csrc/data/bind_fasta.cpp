@@ -40,8 +40,7 @@ void bind_fasta(py::module_& module) {
         .def_readonly("num_stops", &RecordBlock::num_stops)
         .def_property_readonly(
             "lengths", [](const RecordBlock& block) { return to_numpy(block.lengths.data(), block.lengths.size()); })
-        .def_property_readonly(
-            "names", [](const RecordBlock& block) { return to_numpy(block.names.data(), block.names.size()); })
+        .def_property_readonly("names", [](const RecordBlock& block) { return to_numpy(block.names); })
         .def_property_readonly(
             "byte_counts", [](const RecordBlock& block) { return to_numpy(block.byte_counts.data(), 256); })
         .def_property_readonly("fault", &fault_of);

@@ -106,11 +106,10 @@ void bind_hashing(py::module_& module) {
                 lines = read_cluster_lines(static_cast<const std::uint8_t*>(info.ptr),
                                            static_cast<std::size_t>(info.size));
             }
-            return py::make_tuple(to_numpy(lines.representatives.data(), lines.representatives.size()),
-                                  to_numpy(lines.members.data(), lines.members.size()), lines.bad_line);
+            return py::make_tuple(to_numpy(lines.representatives), to_numpy(lines.members), lines.bad_line);
         },
         py::arg("data"),
-        "Hashes of representatives and members (uint64 [k] each) of whole lines, and the number of newlines before the "
+        "Hashes of representatives and members (uint64 [k, 2] each) of whole lines, and the number of newlines before the "
         "first line that has not two names, or -1.");
     module.def("gather", &gather_bytes, py::arg("data"), py::arg("begins").noconvert(), py::arg("sizes").noconvert(),
                "The bytes from begins[i] on, sizes[i] of them (int64 [k] each), end to end, as uint8.");

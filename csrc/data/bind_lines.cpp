@@ -32,12 +32,12 @@ py::array_t<std::uint64_t> hash_names(const py::buffer& data, const OffsetArray&
     const py::buffer_info info = bytes_of(data);
     const Span text = span_of(info);
     const std::size_t num_values = checked_values(offsets, text.size());
-    std::vector<std::uint64_t> names(num_values);
+    std::vector<Hash128> names(num_values);
     const std::int64_t* const offset = offsets.data();
     for (std::size_t i = 0; i < num_values; ++i) {
         names[i] = hash_name({text.begin + offset[i], text.begin + offset[i + 1]});
     }
-    return to_numpy(names.data(), num_values);
+    return to_numpy(names);
 }
 
 py::tuple table_header(const py::buffer& data, char separator) {
@@ -104,7 +104,7 @@ void bind_lines(py::module_& module) {
         },
         py::arg("data"), py::arg("separator"), "One past the newline that ends the last whole row, 0 without one.");
     module.def("hash_names", &hash_names, py::arg("data"), py::arg("offsets"),
-               "64-bit hashes of the names data[offsets[i] : offsets[i + 1]], each of its first word; uint64.");
+               "128-bit hashes of the names data[offsets[i] : offsets[i + 1]], each of its first word; uint64 [k, 2].");
 }
 
 }  // namespace megatron_plm

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <stdexcept>
+#include <vector>
 
 #include "bindings.h"
 #include "letters.h"
@@ -23,6 +24,17 @@ inline py::buffer_info bytes_of(const py::buffer& data) {
 inline Span span_of(const py::buffer_info& info) {
     const auto* const begin = static_cast<const std::uint8_t*>(info.ptr);
     return {begin, begin + info.size};
+}
+
+// The hashes as uint64 [k, 2].
+inline py::array_t<std::uint64_t> to_numpy(const std::vector<Hash128>& hashes) {
+    py::array_t<std::uint64_t> pairs({static_cast<py::ssize_t>(hashes.size()), py::ssize_t{2}});
+    std::uint64_t* out = pairs.mutable_data();
+    for (const Hash128& hash : hashes) {
+        *out++ = hash.first;
+        *out++ = hash.second;
+    }
+    return pairs;
 }
 
 // Call `scan_block(text, tokens)` without the GIL, when `out` has room for a token of every byte.

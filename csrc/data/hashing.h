@@ -11,6 +11,8 @@ namespace megatron_plm {
 
 struct Hash128 {
     std::uint64_t first, second;  // h1 and h2 of the published algorithm
+
+    bool operator==(const Hash128& other) const { return first == other.first && second == other.second; }
 };
 
 // MurmurHash3_x64_128, Austin Appleby's public-domain algorithm, on any host byte order as on a little-endian one.
@@ -34,7 +36,7 @@ private:
 
 // Hashes (hash_name of letters.h) of the two names on each line of a table of clusters: representative, tab, member.
 struct ClusterLines {
-    std::vector<std::uint64_t> representatives, members;
+    std::vector<Hash128> representatives, members;
     std::int64_t bad_line = -1;  // newlines before the first line that is neither empty nor of two names; -1: none
 };
 

@@ -50,14 +50,10 @@ Span accession(Span name) {
 
 }  // namespace
 
-// FNV-1a, its bits mixed once more at the end: its upper ones hardly depend on the last letters.
-std::uint64_t hash_name(Span text) {
+// The seed is part of the format: the split of a cluster goes by the hash of its name.
+Hash128 hash_name(Span text) {
     const Span word = accession(first_word(text));
-    std::uint64_t hash = 0xcbf29ce484222325;
-    for (const std::uint8_t* byte = word.begin; byte < word.end; ++byte) hash = (hash ^ *byte) * 0x100000001b3;
-    hash = (hash ^ (hash >> 30)) * 0xbf58476d1ce4e5b9;
-    hash = (hash ^ (hash >> 27)) * 0x94d049bb133111eb;
-    return hash ^ (hash >> 31);
+    return murmur3_128(word.begin, word.size(), 0);
 }
 
 std::string printed(int byte) {

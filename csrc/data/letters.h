@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "hashing.h"
+
 namespace megatron_plm {
 
 // A stretch of bytes.
@@ -33,7 +35,7 @@ struct Alphabet {
 struct RecordBlock {
     std::size_t num_tokens = 0;                    // written to the output
     std::vector<std::int32_t> lengths;             // of the records, num_tokens in all
-    std::vector<std::uint64_t> names;              // hash of each record's name, where asked for
+    std::vector<Hash128> names;                    // hash of each record's name, where asked for
     std::array<std::uint64_t, 256> byte_counts{};  // of sequence bytes; white space and final stops left out
     std::int64_t num_lines = 0;                    // newlines
     std::int64_t num_stops = 0;                    // records that ended in '*', which is not kept
@@ -41,9 +43,9 @@ struct RecordBlock {
     std::int64_t fault_line = 0;                   // newlines before it
 };
 
-// 64-bit hash of a name: of the first word (up to white space) of `text`; of its ACC where that is "sp|ACC|…" or
-// "tr|ACC|…" (UniProt's FASTA headers).
-std::uint64_t hash_name(Span text);
+// MurmurHash3 x64 128 of a name: of the first word (up to white space) of `text`; of its ACC where that is "sp|ACC|…"
+// or "tr|ACC|…" (UniProt's FASTA headers).
+Hash128 hash_name(Span text);
 
 // "'M'", or "byte 0x00" for what cannot be printed.
 std::string printed(int byte);

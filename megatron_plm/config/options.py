@@ -20,7 +20,9 @@ def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -
 class ModelOptions:
     """The shape of one model: the ESM-2 family (pre-LN, rotary positions, exact GELU, tied head)."""
 
-    tokenizer: str = option("esm2", "vocabulary of the model and of its datasets")
+    tokenizer: str = option(
+        "esm2", "vocabulary of the model and of its datasets: a name, or that of their sentencepiece model (FILE.model)"
+    )
     num_layers: int = option(6, "number of Transformer blocks")
     hidden_size: int = option(320, "width of the residual stream")
     num_attention_heads: int = option(20, "attention heads of a block")

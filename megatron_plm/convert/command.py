@@ -62,7 +62,8 @@ def main(argv: Sequence[str]) -> int:
     print(f"wrote {output}: {arguments.target}, {parameters:,} parameters, {arguments.dtype}")
     for note in lost:
         print(f"not carried: {note}")
-    print(f"next: {next_command(arguments.target, output)}")
+    letters = weights.tokenizer.one_letter_a_token
+    print(f"next: {next_command(arguments.target, output) if letters else command_line('pretrain', ['--help'])}")
     return 0
 
 

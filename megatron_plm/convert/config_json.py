@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from megatron_plm.config.options import Config, ModelOptions
 from megatron_plm.config.problems import problems
-from megatron_plm.errors import UserError
+from megatron_plm.errors import JSON_ERRORS, UserError
 from megatron_plm.tokenizers import Tokenizer
 
 CONFIG_JSON = "config.json"
@@ -28,7 +28,7 @@ class ForeignConfig:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(f"{self.path}: {error.strerror}; the directory needs its configuration") from None
-        except ValueError as error:
+        except JSON_ERRORS as error:
             raise UserError(f"{self.path}: not valid JSON ({error}); fetch the file again") from None
         if not isinstance(content, dict):
             raise UserError(f"{self.path}: expected a JSON object, found {type(content).__name__}")

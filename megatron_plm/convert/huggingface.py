@@ -97,6 +97,11 @@ def read_huggingface(directory: Path) -> Weights:
 def write_huggingface(weights: Weights, directory: Path, dtype: str) -> tuple[str, ...]:
     """Write an EsmForMaskedLM directory with its tokenizer; returns what is not carried."""
     options, tokenizer = weights.options, weights.tokenizer
+    if not tokenizer.one_letter_a_token:
+        raise UserError(
+            f"--to huggingface: the model's tokens are the pieces of {tokenizer.name}, and the EsmTokenizer of that "
+            "format cuts proteins into letters only; --to native keeps the model with its tokenizer"
+        )
     tensors = key_map(options, tokenizer, tokenizer.tokens).apply(weights.tensors, "the model")
     del tensors[_TIED_DECODER]  # transformers ties it again; safetensors stores no tensor under two names
     write_safetensors(cast(tensors, dtype), directory / SAFETENSORS_FILE)

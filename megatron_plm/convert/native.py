@@ -18,6 +18,7 @@ from megatron_plm.checkpoint_format import (
     find_checkpoint,
     read_description,
     write_description,
+    write_tokenizer,
 )
 from megatron_plm.config.options import Config
 from megatron_plm.convert.keymap import check_keys, check_shapes
@@ -64,4 +65,5 @@ def write_native(weights: Weights, directory: Path, dtype: str) -> tuple[str, ..
         raise OSError(reason_of(error)) from None
     state = CheckpointState(tokenizer=weights.tokenizer.name, tokenizer_sha256=weights.tokenizer.sha256)
     write_description(directory, Config(model=weights.options), state)
+    write_tokenizer(directory, weights.tokenizer)
     return ()

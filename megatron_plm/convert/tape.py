@@ -21,6 +21,7 @@ from megatron_plm.convert.keymap import Entry, KeyMap, module
 from megatron_plm.convert.tensor_files import PYTORCH_FILE, read_tensors, write_pytorch
 from megatron_plm.convert.transforms import chain, repeat, split_qkv, token_roles, vocabulary_rows
 from megatron_plm.convert.weights import INVERSE_FREQUENCIES, Weights, cast, import_tensors
+from megatron_plm.errors import UserError
 from megatron_plm.tokenizers import Tokenizer, get_tokenizer
 
 MODEL_TYPE = "proteinlm-tape"
@@ -70,6 +71,11 @@ def read_proteinlm_tape(directory: Path) -> Weights:
 def write_proteinlm_tape(weights: Weights, directory: Path, dtype: str) -> tuple[str, ...]:
     """Write such a directory; returns what is not carried."""
     options, ours, theirs = weights.options, weights.tokenizer, _tape_tokenizer()
+    if not ours.one_letter_a_token:
+        raise UserError(
+            f"--to {MODEL_TYPE}: the model's tokens are the pieces of {ours.name}, and TAPE's are letters; --to native "
+            "keeps the model with its tokenizer"
+        )
     tensors = key_map(options, ours).apply(weights.tensors, "the model")
     write_pytorch(cast(tensors, dtype), directory / PYTORCH_FILE)
     config = {

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_plm.errors import UserError
+from megatron_plm.distributed_checkpoint import reason_of
+from megatron_plm.errors import JSON_ERRORS, UserError
 
 PYTORCH_FILE = "pytorch_model.bin"
 SAFETENSORS_FILE = "model.safetensors"
@@ -48,7 +49,7 @@ def write_pytorch(tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
         torch.save(dict(tensors), path)
     except RuntimeError as error:
-        raise OSError(str(error).splitlines()[0]) from None
+        raise OSError(reason_of(error)) from None
 
 
 def _read_pytorch(path: Path) -> dict[str, Tensor]:
@@ -80,7 +81,7 @@ def _shards(index: Path) -> list[Path]:
     """The files that an index of shards names; all lie beside it."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *JSON_ERRORS, KeyError, TypeError, AttributeError) as error:
         raise _damaged(index, error) from None
     for name in names:
         if Path(name).name != name or not (index.parent / name).is_file():
@@ -89,5 +90,4 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-    return UserError(f"{path}: cannot be read ({reason}), it may be cut short; fetch it again")
+    return UserError(f"{path}: cannot be read ({reason_of(error)}), it may be cut short; fetch it again")

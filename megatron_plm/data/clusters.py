@@ -1,7 +1,7 @@
 """Which records form a cluster: a table of representatives and members, joined with the records on disk.
 
-Names are compared by 64-bit hashes of their first word. Everything is sorted on disk, so memory is bounded whatever
-the number of names.
+Names are compared by 128-bit hashes of their first word, uint64 [k, 2]. Everything is sorted on disk, so memory is
+bounded whatever the number of names.
 """
 
 import os
@@ -14,16 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_plm.data._native import read_cluster_lines
-from megatron_plm.data.external_sort import Entries, ExternalSort, entries_of, entry_dtype
+from megatron_plm.data.external_sort import Entries, ExternalSort, entries_of, entry_dtype, same_keys
 from megatron_plm.data.formats import BlockReader
 from megatron_plm.errors import UserError
 
-# Names of the input and of the table meet by their hash; `value` is the representative's hash or the record's index.
-_NAMES = entry_dtype(("value", "<u8"), ("kind", "u1"))
+# Names of the input and of the table meet by their hash. `value` and `value_second` are the representative's hash, or
+# the record's index and 0.
+_NAMES = entry_dtype(("value", "<u8"), ("value_second", "<u8"), ("kind", "u1"), wide=True)
 _LINE, _KEPT, _LEFT_OUT = 0, 1, 2  # of the table; a record; a record that the dataset doesn't keep
 # Members of a cluster meet by the representative's hash; `tie` is the record's index.
-_MEMBERS = entry_dtype()
-# What becomes of the record whose index is `key`.
+_MEMBERS = entry_dtype(wide=True)
+# What becomes of the record whose index is `key`; `name` is the first half of its cluster's hash.
 _PLACES = entry_dtype(("first", "<u8"), ("name", "<u8"))
 
 _SHOWN = 60  # characters of a bad line
@@ -53,23 +54,24 @@ class ClusterJoin:
         self._num_names = self._num_records = 0
         self._num_clusters = self._num_alone = self._num_members = self._num_found = 0
         for representatives, members in _read_table(self._path):
-            self._add_names(members, representatives, _LINE)
+            self._add_names(members, representatives[:, 0], representatives[:, 1], _LINE)
 
     def add(self, names: npt.NDArray[np.uint64], kept: npt.NDArray[np.bool_]) -> None:
         """Take the names' hashes of the next records, and which of them the dataset keeps."""
         indices = np.arange(self._num_records, self._num_records + len(names), dtype=np.uint64)
-        self._add_names(names, indices, np.where(kept, _KEPT, _LEFT_OUT))
+        self._add_names(names, indices, 0, np.where(kept, _KEPT, _LEFT_OUT))
         self._num_records += len(names)
 
     def add_left_out(self, names: npt.NDArray[np.uint64]) -> None:
         """Take names of the input that are not among the records: their members are not missing."""
-        self._add_names(names, 0, _LEFT_OUT)
+        self._add_names(names, 0, 0, _LEFT_OUT)
 
     def places(self) -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]]:
-        """Yield, for kept records in their order, the index of the first record of the cluster, and its name's hash.
+        """Yield, for kept records in their order, the index of the first record of the cluster, and a hash of its name.
 
-        An index counts all records that were added. A record that is in no cluster of the table is its own first, and
-        its name is the cluster's. Raises the table's faults that only the join shows.
+        Both are uint64 [k]; of the hash it is the first half, evenly distributed but not unique. An index counts all
+        records that were added. A record that is in no cluster of the table is its own first, and its name is the
+        cluster's. Raises the table's faults that only the join shows.
         """
         members = ExternalSort(self._folder, "members", _MEMBERS)
         by_index = ExternalSort(self._folder, "places", _PLACES, highest=max(0, self._num_records - 1))
@@ -86,7 +88,7 @@ class ClusterJoin:
         for entries, _ in members.sorted():
             begins = _group_begins(entries)
             heads = entries[begins]
-            goes_on = bool(np.any(last["key"] == entries["key"][0]))
+            goes_on = bool(np.any(same_keys(last, entries[:1])))
             if goes_on:
                 heads[0] = last[0]
             self._num_clusters += len(heads) - goes_on
@@ -103,11 +105,25 @@ class ClusterJoin:
         return ClusterCounts(self._num_clusters + self._num_alone, self._num_members, num_missing)
 
     def _add_names(
-        self, names: npt.NDArray[np.uint64], values: npt.ArrayLike, kinds: npt.NDArray[np.integer] | int
+        self,
+        names: npt.NDArray[np.uint64],
+        values: npt.ArrayLike,
+        value_seconds: npt.ArrayLike,
+        kinds: npt.NDArray[np.integer] | int,
     ) -> None:
         # Lines precede records, and records that are left out the others, since they come in this order.
         ties = np.arange(self._num_names, self._num_names + len(names), dtype=np.uint64)
-        self._names.add(entries_of(_NAMES, key=names, tie=ties, value=values, kind=kinds))
+        self._names.add(
+            entries_of(
+                _NAMES,
+                key=names[:, 0],
+                second=names[:, 1],
+                tie=ties,
+                value=values,
+                value_second=value_seconds,
+                kind=kinds,
+            )
+        )
         self._num_names += len(names)
 
     def _joined(self) -> Iterator[tuple[Entries, Entries]]:
@@ -117,18 +133,19 @@ class ClusterJoin:
         for entries, _ in self._names.sorted():
             begins = _group_begins(entries)
             heads, is_line = entries[begins], entries["kind"] == _LINE
-            goes_on = bool(np.any(last["key"] == entries["key"][0]))
+            goes_on = bool(np.any(same_keys(last, entries[:1])))
             if goes_on:
                 heads[0] = last[0]
             head = heads[_groups(entries, begins)]
-            conflicts = entries["key"][is_line & (entries["value"] != head["value"])]
+            differs = (entries["value"] != head["value"]) | (entries["value_second"] != head["value_second"])
+            conflicts = entries[is_line & differs]
             if len(conflicts):
-                _fail_conflict(self._path, conflicts[0])
+                _fail_conflict(self._path, (conflicts["key"][0], conflicts["second"][0]))
             kept = entries["kind"] == _KEPT
             listed = kept & (head["kind"] == _LINE)
-            clusters, records = head["value"][listed], entries[listed]
+            clusters, records = head[listed], entries[listed]
             yield (
-                entries_of(_MEMBERS, key=clusters, tie=records["value"]),
+                entries_of(_MEMBERS, key=clusters["value"], second=clusters["value_second"], tie=records["value"]),
                 entries[kept & ~listed],
             )
             in_table = heads["kind"] == _LINE
@@ -141,8 +158,7 @@ class ClusterJoin:
 
 def _group_begins(entries: Entries) -> npt.NDArray[np.intp]:
     """Where entries of another key than before begin, the first included."""
-    keys = entries["key"]
-    return np.concatenate([[0], np.flatnonzero(keys[1:] != keys[:-1]) + 1])
+    return np.concatenate([[0], np.flatnonzero(~same_keys(entries[1:], entries[:-1])) + 1])
 
 
 def _groups(entries: Entries, begins: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
@@ -151,7 +167,7 @@ def _groups(entries: Entries, begins: npt.NDArray[np.intp]) -> npt.NDArray[np.in
 
 
 def _read_table(path: str) -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]]:
-    """Yield hashes of representatives and members, uint64 [k] each."""
+    """Yield hashes of representatives and members, uint64 [k, 2] each."""
     num_names = 0
     for first_line, text in _line_blocks(path):
         representatives, members, bad_line = read_cluster_lines(text)
@@ -186,13 +202,13 @@ def _line_blocks(path: str) -> Iterator[tuple[int, bytes]]:
     yield line, rest
 
 
-def _fail_conflict(path: str, member: np.uint64) -> NoReturn:
+def _fail_conflict(path: str, member: tuple[int, int]) -> NoReturn:
     """Tell which member of the table, known by its hash, is in two clusters: the table is read once more."""
     seen: tuple[int, str] | None = None
     for first_line, text in _line_blocks(path):
         for number, line in enumerate(text.splitlines(), start=first_line):
             members = read_cluster_lines(line)[1]
-            if not len(members) or members[0] != member:
+            if not len(members) or tuple(members[0]) != member:
                 continue
             cluster, name = (column.split()[0].decode(errors="backslashreplace") for column in line.split(b"\t")[:2])
             if seen is not None and seen[1] != cluster:

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from megatron_plm.data.external_sort import ExternalSort, entries_of, entry_dtype
+from megatron_plm.data.external_sort import ExternalSort, entries_of, entry_dtype, same_keys
 
-_HASHES = entry_dtype(("second", "<u8"))
+_HASHES = entry_dtype(wide=True)
 _FLAGS = entry_dtype(("repeated", "u1"))
 
 
@@ -23,18 +23,17 @@ class DuplicateFinder:
     def add(self, hashes: npt.NDArray[np.uint64]) -> None:
         """Take the hashes of the next records, uint64 [k, 2]."""
         indices = np.arange(self._count, self._count + len(hashes), dtype=np.uint64)
-        self._hashes.add(entries_of(_HASHES, key=hashes[:, 0], tie=indices, second=hashes[:, 1]))
+        self._hashes.add(entries_of(_HASHES, key=hashes[:, 0], second=hashes[:, 1], tie=indices))
         self._count += len(hashes)
 
     def flags(self) -> Iterator[npt.NDArray[np.bool_]]:
         """Yield, in the order of the records, whether each repeats an earlier one; once."""
         by_index = ExternalSort(self._folder, "repeated", _FLAGS, highest=max(0, self._count - 1))
-        # Records with equal hashes follow each other, in their order. (Should two different records share the first
-        # 64 bits, a repetition behind the other one is kept: nothing is ever lost.)
+        # Records with equal hashes follow each other, in their order.
         before = np.zeros(0, dtype=_HASHES)
         for entries, _ in self._hashes.sorted():
             joined = np.concatenate([before, entries])
-            same = (joined["key"][1:] == joined["key"][:-1]) & (joined["second"][1:] == joined["second"][:-1])
+            same = same_keys(joined[1:], joined[:-1])
             repeated = same if len(before) else np.concatenate([[False], same])
             by_index.add(entries_of(_FLAGS, key=entries["tie"], repeated=repeated))
             before = entries[-1:]

@@ -101,7 +101,7 @@ class IndexedDataset:
         found = self.metadata.get("tokenizer")
         if found is None:
             return None
-        if not isinstance(found, dict) or not all(isinstance(found.get(key), str) for key in ("name", "sha256")):
+        if not isinstance(found, dict) or not all(_is_word(found.get(key)) for key in ("name", "sha256")):
             raise UserError(f"'{self._paths.json}': tokenizer must hold a name and a sha256; make the dataset again")
         return found
 
@@ -111,7 +111,7 @@ class IndexedDataset:
         sums = self.metadata.get("sha256")
         if sums is None:
             return None
-        if not isinstance(sums, dict) or not all(isinstance(sums.get(name), str) for name in ("idx", "bin")):
+        if not isinstance(sums, dict) or not all(_is_word(sums.get(name)) for name in ("idx", "bin")):
             raise UserError(f"'{self._paths.json}': sha256 must hold the checksums of .idx and .bin; make it again")
         return hashlib.sha256(f"{sums['idx']} {sums['bin']}".encode()).hexdigest()
 
@@ -139,7 +139,7 @@ class IndexedDataset:
         described = self.metadata.get("num_sequences"), self.metadata.get("num_residues")
         if self.metadata and described != (len(self), self.num_tokens):
             raise UserError(
-                f"'{self._paths.json}' describes {described[0]} sequences and {described[1]} residues, but the "
+                f"'{self._paths.json}' describes {described[0]!r} sequences and {described[1]!r} residues, but the "
                 f"dataset has {len(self)} and {self.num_tokens}: the files are not of one run; make the dataset again"
             )
 
@@ -176,9 +176,16 @@ def _read_header(path: Path, size: int) -> tuple[npt.DTypeLike, int, int]:
     return DTYPE_CODES[code], num_sequences, num_entries
 
 
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
 def _read_metadata(path: Path) -> dict[str, Any]:
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(
+            metadata, ensure_ascii=False
+        ).encode()  # half a character, which JSON can tell, can't be written again
     except FileNotFoundError:
         return {}
     except (OSError, RecursionError, ValueError) as error:

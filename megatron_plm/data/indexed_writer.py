@@ -150,14 +150,6 @@ class IndexedDatasetWriter:
                 os.fsync(file.fileno())
             os.fsync(self._idx.fileno())
 
-    def _publish(self) -> None:
-        for path in (self.paths.json, self.paths.idx):
-            path.unlink(missing_ok=True)
-        sync(self.paths.bin.parent)
-        for temporary, path in zip(_all(self._temporary), _all(self.paths), strict=True):
-            os.replace(temporary, path)
-        sync(self.paths.bin.parent)
-
     def _check_free(self) -> None:
         existing = [f"'{path}'" for path in _all(self.paths) if path.exists()]
         if existing and not self._force:
@@ -193,12 +185,31 @@ class IndexedDatasetWriter:
 
 
 def publish(writers: Sequence[IndexedDatasetWriter]) -> None:
-    """Give the files of completed datasets their names, all or, where one of the names is taken, none."""
+    """Give the files of completed datasets their names, all or, where one of the names is taken, none.
+
+    All old datasets lose .json and .idx before the first new file gets its name, and each kind of file is renamed for
+    all before the next: killed on the way, no old dataset opens beside a new one. A failure removes all files.
+    """
     for writer in writers:
         writer._check_free()
-    for writer in writers:
-        with write_errors_told(writer.paths.bin):
-            writer._publish()
+    try:
+        for writer in writers:
+            with write_errors_told(writer.paths.bin):
+                for path in (writer.paths.json, writer.paths.idx):
+                    path.unlink(missing_ok=True)
+                sync(writer.paths.bin.parent)
+        for kind in zip(*(zip(_all(one._temporary), _all(one.paths), strict=True) for one in writers), strict=True):
+            for temporary, path in kind:
+                with write_errors_told(path):
+                    os.replace(temporary, path)
+        for writer in writers:
+            with write_errors_told(writer.paths.bin):
+                sync(writer.paths.bin.parent)
+    except BaseException:
+        for writer in writers:
+            with contextlib.suppress(OSError):
+                _remove(writer.paths)
+        raise
 
 
 class _InOrder:

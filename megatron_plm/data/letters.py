@@ -35,5 +35,5 @@ def _text(token: str, *, letters_only: bool) -> str:
         return _OTHER
     upper = token.upper()
     if letters_only:
-        upper = "".join(letter for letter in upper if "A" <= letter <= "Z")
-    return upper or _OTHER
+        upper = "".join(letter if "A" <= letter <= "Z" else _OTHER for letter in upper)
+    return upper

@@ -18,10 +18,13 @@ from megatron_plm.data.indexed_writer import IndexedDatasetWriter
 from megatron_plm.data.progress import Progress, shown_progress
 from megatron_plm.data.statistics import LengthStatistics
 from megatron_plm.errors import UserError
+from megatron_plm.files import encodable
 from megatron_plm.invocation import command_line
 
 _SEQUENCES = 1 << 18  # handled at a time
 _TOKENS = 1 << 22
+_COUNTS = ("num_unknown_letters", "num_final_stops")  # what a description may hold, and the merged one adds up
+_COUNTS_OF_LETTERS = ("token_counts", "unknown_letters")
 _NO_LENGTHS = np.empty(0, dtype=np.int32)
 _NO_STARTS = np.empty(0, dtype=bool)
 
@@ -62,7 +65,7 @@ def merge(
             with dataset_paths(dataset.prefix).idx.open("rb") as file:
                 _check_sum(dataset, "idx", hashlib.file_digest(file, "sha256").hexdigest())
         described = _description(datasets, lengths_seen, writer.num_documents)
-        writer.commit({**described, **({} if command is None else {"command": command})})
+        writer.commit({**described, **({} if command is None else {"command": encodable(command)})})
     return described
 
 
@@ -113,23 +116,45 @@ def _check_alike(datasets: Sequence[IndexedDataset]) -> None:
     """Every dataset says what made it, and it is the same as for the first."""
     first = datasets[0]
     for dataset in datasets:
-        made_by = dataset.metadata.get("tokenizer")
-        if not isinstance(made_by, dict) or not isinstance(dataset.metadata.get("token_counts"), dict):
+        made_by, expected = dataset.tokenizer, first.tokenizer
+        if made_by is None or expected is None or "token_counts" not in dataset.metadata:
             raise UserError(
                 f"dataset '{dataset.prefix}' has no '{dataset.prefix}.json' that tells its tokenizer and letters: only "
                 "datasets of tools/preprocess_data.py can be merged"
             )
-        expected = first.metadata["tokenizer"]
-        if made_by.get("sha256") != expected.get("sha256"):
+        if made_by["sha256"] != expected["sha256"]:
             raise UserError(
-                f"dataset '{dataset.prefix}' is of tokenizer {made_by.get('name')}, '{first.prefix}' of "
-                f"{expected.get('name')}: their token ids differ; make them with the same --tokenizer"
+                f"dataset '{dataset.prefix}' is of tokenizer {made_by['name']}, '{first.prefix}' of "
+                f"{expected['name']}: their token ids differ; make them with the same --tokenizer"
             )
         if dataset.tokens.dtype != first.tokens.dtype:
             raise UserError(
                 f"dataset '{dataset.prefix}' holds {dataset.tokens.dtype} tokens, '{first.prefix}' "
                 f"{first.tokens.dtype}: make them with the same version of the tool"
             )
+        _check_counts(dataset)
+
+
+def _check_counts(dataset: IndexedDataset) -> None:
+    """What is added up to describe the merged dataset is of the right kind, and tells of every token."""
+    told, expected = dataset.metadata, ""
+    for key in _COUNTS:
+        if not _is_count(told.get(key, 0)):
+            expected = f"{key} must be a number, 0 or more"
+    for key in _COUNTS_OF_LETTERS:
+        counts = told.get(key, {})
+        if not isinstance(counts, dict) or not all(map(_is_count, counts.values())):
+            expected = f"{key} must hold a number, 0 or more, for each letter"
+        elif key == "token_counts" and sum(counts.values()) != dataset.num_tokens:
+            expected = f"token_counts must add up to the dataset's {dataset.num_tokens:,} tokens"
+    if not isinstance(told.get("sources", []), list):
+        expected = "sources must be a list of files"
+    if expected:
+        raise UserError(f"'{dataset_paths(dataset.prefix).json}': {expected}; make the dataset again")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _check_apart(inputs: Sequence[str | os.PathLike[str]], output_prefix: str | os.PathLike[str]) -> None:
@@ -141,8 +166,7 @@ def _check_apart(inputs: Sequence[str | os.PathLike[str]], output_prefix: str | 
 
 
 def _check_sum(dataset: IndexedDataset, end: str, found: str) -> None:
-    sums = dataset.metadata.get("sha256")
-    if isinstance(sums, dict) and sums.get(end) != found:
+    if dataset.sha256 is not None and dataset.metadata["sha256"][end] != found:
         raise UserError(
             f"'{dataset.prefix}.{end}' is damaged: its SHA-256 is not the one in '{dataset.prefix}.json'; copy or make "
             "the dataset again"
@@ -191,7 +215,7 @@ def _description(datasets: Sequence[IndexedDataset], lengths: LengthStatistics, 
         "sources": [source for one in described for source in one.get("sources", [])],
         "merged": [
             {
-                "prefix": dataset.prefix,
+                "prefix": encodable(dataset.prefix),
                 **{key: dataset.metadata[key] for key in ("sha256", "selection") if key in dataset.metadata},
             }
             for dataset, one in zip(datasets, described, strict=True)

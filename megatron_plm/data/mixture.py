@@ -1,13 +1,16 @@
 """The datasets that a run reads, with their weights: Megatron's `0.7 A 0.3 B`."""
 
 import hashlib
+import itertools
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron_plm.data.indexed import IndexedDataset
 from megatron_plm.errors import UserError
-from megatron_plm.tokenizers import Tokenizer
+from megatron_plm.tokenizers import MODEL_SUFFIX, Tokenizer, open_tokenizer, recorded_tokenizer
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,11 @@ class Mixture:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def as_typed(words: Sequence[str] | None) -> str:
+    """The prefixes, or weights and prefixes, as they stand on a command line."""
+    return " ".join(words or ())
+
+
 def open_mixture(words: Sequence[str], tokenizer: Tokenizer, *, flag: str) -> Mixture:
     """Open the datasets that `flag` names: prefixes, or weights and prefixes in turn.
 
@@ -46,6 +54,53 @@ def open_mixture(words: Sequence[str], tokenizer: Tokenizer, *, flag: str) -> Mi
     return Mixture(datasets, weights or tuple(map(_tokens_of_an_epoch, datasets)))
 
 
+def model_tokenizer(word: str, words: Sequence[str], *, flag: str) -> Tokenizer:
+    """The tokenizer that `word` means for a model trained on the datasets that `flag` names.
+
+    A sentencepiece model that is not at its path, any more or on this machine, is taken from the first dataset, which
+    holds it. Raises UserError where there is no such tokenizer.
+    """
+    path = Path(word)
+    if word.endswith(MODEL_SUFFIX) and not path.exists():
+        _, prefixes = _weights_and_prefixes(words, flag)
+        made_with = IndexedDataset(prefixes[0]).tokenizer
+        if made_with is not None and made_with["name"] == path.name and "model" in made_with:
+            return recorded_tokenizer(made_with, f"'{prefixes[0]}.json'")
+        of = "none" if made_with is None else repr(made_with["name"])
+        raise UserError(
+            f"--tokenizer {word}: there is no such file, and the tokenizer of {prefixes[0]} is {of}; give the name of "
+            "the dataset's tokenizer"
+        )
+    return open_tokenizer(word)
+
+
+def check_same_run(train: Mixture, valid: Mixture) -> None:
+    """Raise UserError where two splits PREFIX_train and PREFIX_valid of one PREFIX are not of one input and selection.
+
+    Then the same protein may be in both. Splits of different prefixes are whoever's choice it was to use them together.
+    """
+    for one, other in itertools.product(train.datasets, valid.datasets):
+        made, other_made = _made_by_split(one), _made_by_split(other)
+        if made and other_made and made[0] == other_made[0] and made[1] != other_made[1]:
+            raise UserError(
+                f"'{one.prefix}' and '{other.prefix}' are splits of different runs of tools/preprocess_data.py, so a "
+                "protein may be in both: make all splits again, by one command with --split and --force"
+            )
+
+
+def _made_by_split(dataset: IndexedDataset) -> tuple[str, dict[str, object]] | None:
+    """The PREFIX of a split PREFIX_NAME, and what all splits of its run have in common; None for other datasets."""
+    selection = dataset.metadata.get("selection")
+    split = selection.get("split") if isinstance(selection, dict) else None
+    if not isinstance(selection, dict) or not isinstance(split, dict):
+        return None
+    name = split.get("name")
+    if not isinstance(name, str) or not dataset.prefix.endswith(f"_{name}"):
+        return None
+    common = {**selection, "split": {**split, "name": ""}, "sources": dataset.metadata.get("sources")}
+    return os.path.abspath(dataset.prefix.removesuffix(name)), common
+
+
 def _weights_and_prefixes(words: Sequence[str], flag: str) -> tuple[tuple[float, ...] | None, tuple[str, ...]]:
     numbers = [_number(word) for word in words]
     if numbers[0] is None or len(words) == 1:
@@ -54,10 +109,10 @@ def _weights_and_prefixes(words: Sequence[str], flag: str) -> tuple[tuple[float,
             raise UserError(f"{flag}: {stray} stands where a dataset was expected; give a weight before each, or none")
         return None, tuple(words)
     if len(words) % 2 or None in numbers[::2]:
-        raise UserError(f"{flag} {' '.join(words)}: expected weights and datasets in turn, as in 0.7 A 0.3 B")
+        raise UserError(f"{flag} {as_typed(words)}: expected weights and datasets in turn, as in 0.7 A 0.3 B")
     weights = tuple(number for number in numbers[::2] if number is not None)
     if not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise UserError(f"{flag} {' '.join(words)}: a weight must be a number above 0")
+        raise UserError(f"{flag} {as_typed(words)}: a weight must be a number above 0")
     return weights, tuple(words[1::2])
 
 
@@ -81,9 +136,15 @@ def _open(prefix: str, tokenizer: Tokenizer, flag: str) -> IndexedDataset:
             f"{flag} {prefix}: {prefix}.json is missing, which says what tokenizer the dataset was made with; "
             "make the dataset with tools/preprocess_data.py"
         )
+    if made_with["sha256"] != tokenizer.sha256 and made_with["name"] == tokenizer.name:
+        raise UserError(
+            f"{flag} {prefix}: the dataset's tokenizer {tokenizer.name!r} has the name of the model's, but is another "
+            "one; give the --tokenizer that the dataset was made with, or preprocess the FASTA file again"
+        )
     if made_with["sha256"] != tokenizer.sha256:
         raise UserError(
             f"{flag} {prefix}: the dataset was made with tokenizer {made_with['name']!r} and the model has "
-            f"{tokenizer.name!r}; preprocess the FASTA file again with --tokenizer {tokenizer.name}"
+            f"{tokenizer.name!r}; give --tokenizer {made_with['name']} here, or preprocess the FASTA file again with "
+            f"--tokenizer {tokenizer.name}"
         )
     return dataset

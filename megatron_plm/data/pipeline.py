@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from megatron_plm.data.records import RecordBatch
 from megatron_plm.data.splits import split_prefix
 from megatron_plm.data.statistics import LengthStatistics, count_tokens, count_unknown_letters, description
 from megatron_plm.errors import UserError
+from megatron_plm.files import encodable
 from megatron_plm.tokenizers import Tokenizer
 
 
@@ -80,7 +81,8 @@ def preprocess(
     reader = SequenceReader(
         tokenizer, fold_case=fold_case, strict=strict, workers=workers, names=selection.clusters is not None
     )
-    dtype, as_read = token_dtype(tokenizer), selection == Selection()
+    dtype, as_read = tokenizer.dtype, selection == Selection()
+    count_letters = as_read and tokenizer.one_letter_a_token
     with contextlib.ExitStack() as stack:
         outputs = []
         for split in selection.split_names:
@@ -92,21 +94,25 @@ def preprocess(
                 workers=workers,
             )
             outputs.append(_Output(stack.enter_context(writer), split, tokenizer))
-        arranger = Arranger(selection, tokenizer, dtype, outputs[0].writer.work_folder)
-        records = _records(reader, opened, progress, outputs[0].writer.work_folder)
+        # The last on the stack, so their files are closed before the writers remove the folder that they lie in.
+        folder = outputs[0].writer.work_folder
+        arranger = stack.enter_context(Arranger(selection, tokenizer, dtype, folder))
+        records = stack.enter_context(contextlib.closing(_records(reader, opened, progress, folder)))
         for arranged in arranger.arranged(records):
             for number, output in enumerate(outputs):
-                output.append(arranged, number=number, counting=not as_read)
+                output.append(arranged, number=number, counting=not count_letters)
         _check_not_empty(outputs, arranger.counts)
         unknown = count_unknown_letters(reader.byte_counts, tokenizer, fold_case=fold_case)
         origin = {
             "unknown_letters": unknown,
             "num_final_stops": reader.num_stops,
-            "sources": [{"path": source.path, "format": source.format, "bytes": source.position} for source in opened],
+            "sources": [
+                {"path": encodable(source.path), "format": source.format, "bytes": source.position} for source in opened
+            ],
             "tool_version": __version__,
-            **({} if command is None else {"command": command}),
+            **({} if command is None else {"command": encodable(command)}),
         }
-        token_counts = count_tokens(reader.byte_counts, tokenizer, fold_case=fold_case) if as_read else None
+        token_counts = count_tokens(reader.byte_counts, tokenizer, fold_case=fold_case) if count_letters else None
         for output in outputs:
             chosen = {} if as_read else {"selection": arranger.described(output.split)}
             output.writer.complete(description(tokenizer, output.contents(token_counts), {**origin, **chosen}))
@@ -120,11 +126,6 @@ def preprocess(
         num_bytes=reader.num_bytes,
         seconds=time.perf_counter() - started,
     )
-
-
-def token_dtype(tokenizer: Tokenizer) -> np.dtype:
-    """The smallest dtype of the index format that holds every token id."""
-    return np.dtype(next(t for t in (np.uint8, np.uint16, np.int32) if tokenizer.vocab_size - 1 <= np.iinfo(t).max))
 
 
 class _Output:
@@ -178,7 +179,7 @@ class _Output:
 
 def _records(
     reader: SequenceReader, inputs: Sequence[Input], progress: Progress | None, folder: Callable[[], Path]
-) -> Iterator[RecordBatch]:
+) -> Generator[RecordBatch]:
     yield from reader.read(inputs, None if progress is None else progress.read, folder=folder)
     if progress is not None:
         progress.then("everything is read: arranging and writing")

@@ -2,22 +2,21 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_plm.arguments import ArgumentParser
 from megatron_plm.data.formats import STANDARD_INPUT
+from megatron_plm.data.input_flags import add_input_flags, inputs_of
 from megatron_plm.data.pipeline import Summary, preprocess
 from megatron_plm.data.progress import shown_progress
-from megatron_plm.data.readers import FORMATS, open_inputs
 from megatron_plm.data.rearrange import Selection
 from megatron_plm.data.report import dataset_lines, file_lines, input_lines, print_lines, selection_lines
 from megatron_plm.data.splits import parse_splits, split_prefix
 from megatron_plm.errors import UserError
 from megatron_plm.invocation import command_line
 from megatron_plm.memory import keep_freed_memory
-from megatron_plm.tokenizers import TOKENIZER_NAMES, Tokenizer, get_tokenizer
+from megatron_plm.tokenizers import MODEL_SUFFIX, TOKENIZER_NAMES, Tokenizer, open_tokenizer
 
 __all__ = ["main", "preprocess"]
 
@@ -28,20 +27,10 @@ def main(argv: Sequence[str]) -> int | None:
     """The command line of `preprocess`; see `--help`."""
     keep_freed_memory()
     options = _parse(argv)
-    tokenizer = get_tokenizer(options.tokenizer)
+    tokenizer = open_tokenizer(options.tokenizer)
     selection = _selection(options)
     _check_prefix(options.output_prefix)
-    inputs = open_inputs(
-        options.input,
-        format=options.format,
-        json_key=options.json_key,
-        json_name_key=options.json_name_key,
-        column=options.column,
-        name_column=options.name_column,
-        skip_lines=options.skip_lines,
-    )
-    for note in (note for source in inputs for note in source.notes):
-        print(f"note: {note}", file=sys.stderr)
+    inputs = inputs_of(options)
     with shown_progress(sum(source.size for source in inputs), "tokenizing") as progress:
         summary = preprocess(
             inputs,
@@ -64,28 +53,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="preprocess_data",
         description="Turn sequence files into a dataset for pretraining: PREFIX.bin, PREFIX.idx and PREFIX.json.",
     )
-    source = parser.add_argument_group("input")
+    source = add_input_flags(parser, names=True)
     source.add_argument(
-        "--input",
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        help="files, 'patterns*' of files, or - for standard input; plain, .gz, .zst, .bz2 or .xz",
-    )
-    source.add_argument("--format", metavar="NAME", help=f"one of {', '.join(FORMATS)} (default: told by the content)")
-    source.add_argument("--json-key", default="sequence", metavar="KEY", help="JSONL: the sequence (default: sequence)")
-    source.add_argument("--json-name-key", default="id", metavar="KEY", help="JSONL: its name (default: id)")
-    source.add_argument(
-        "--column", default="sequence", metavar="NAME", help="CSV, TSV, Parquet: the sequence's (default: sequence)"
-    )
-    source.add_argument(
-        "--name-column", default="id", metavar="NAME", help="CSV, TSV, Parquet: the name's (default: id)"
-    )
-    source.add_argument(
-        "--skip-lines", type=int, default=0, metavar="N", help="CSV, TSV: lines above the column names (default: 0)"
-    )
-    source.add_argument(
-        "--tokenizer", default="esm2", metavar="NAME", help=f"one of {', '.join(TOKENIZER_NAMES)} (default: esm2)"
+        "--tokenizer",
+        default="esm2",
+        metavar="NAME",
+        help=f"one of {', '.join(TOKENIZER_NAMES)}, or a sentencepiece model FILE{MODEL_SUFFIX} (default: esm2)",
     )
     source.add_argument("--strict", action="store_true", help="stop at a letter that the tokenizer doesn't know")
     source.add_argument(
@@ -116,8 +89,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse(argv)
     if options.workers < 1:
         raise UserError(f"--workers must be 1 or more, not {options.workers}")
-    if options.skip_lines < 0:
-        raise UserError(f"--skip-lines must be 0 or more, not {options.skip_lines}")
     return options
 
 
@@ -155,7 +126,7 @@ def _check_prefix(prefix: str) -> None:
 
 
 def _report(summary: Summary, selection: Selection, prefix: str, tokenizer: Tokenizer) -> None:
-    print_lines(dataset_lines(summary.datasets))
+    print_lines(dataset_lines(summary.datasets, tokenizer))
     print_lines(selection_lines(summary, selection))
     print_lines(input_lines(summary, tokenizer))
     print_lines(file_lines(summary.datasets))

@@ -1,9 +1,11 @@
 """What becomes of the records between reading and writing: left out, put into another order, split, clustered."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from megatron_plm.data.letters import LetterHashes
 from megatron_plm.data.records import RecordBatch
 from megatron_plm.data.splits import Splits
 from megatron_plm.data.store import Column, RecordStore
+from megatron_plm.files import encodable
 from megatron_plm.philox import derive_key
 from megatron_plm.tokenizers import Tokenizer
 
@@ -104,7 +107,9 @@ class _Placed:
 class Arranger:
     """Applies a Selection to the records of the input, in bounded memory.
 
-    `dtype` is that of the tokens. Temporary files go to `folder()`, which is asked for only where they are needed.
+    `dtype` is that of the tokens. Temporary files go to `folder()`, which is asked for only where they are needed. A
+    context manager: when it is left, no file in the folder is open, also where an error's traceback still holds what
+    was reading it.
 
     Attributes:
         counts: what has been left out; complete when everything has been yielded.
@@ -116,9 +121,18 @@ class Arranger:
         self._wanted = selection
         self._dtype = np.dtype(dtype)
         self._folder = folder
+        self._files = contextlib.ExitStack()
         self._split_hashes = LetterHashes(tokenizer, letters_only=True)
         self._duplicate_hashes = LetterHashes(tokenizer, letters_only=False)
         self.counts = SelectionCounts()
+
+    def __enter__(self) -> "Arranger":
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.close()
 
     def arranged(self, batches: Iterable[RecordBatch]) -> Iterator[Arranged]:
         """Yield the records that stay, in the order in which they are written; clusters need the batches' names."""
@@ -149,8 +163,8 @@ class Arranger:
             told["split"] = {"name": split, "fractions": wanted.splits.described()}
         if wanted.shuffle_seed is not None:
             told["shuffle"] = {"seed": wanted.shuffle_seed}
-        if counts.clusters is not None:
-            told["clusters"] = {"path": wanted.clusters, **dataclasses.asdict(counts.clusters)}
+        if wanted.clusters is not None and counts.clusters is not None:
+            told["clusters"] = {"path": encodable(wanted.clusters), **dataclasses.asdict(counts.clusters)}
         return told
 
     def _within_limits(self, batches: Iterable[RecordBatch]) -> Iterator[tuple[RecordBatch, RecordBatch | None]]:
@@ -179,14 +193,14 @@ class Arranger:
         clusters = self._wanted.clusters
         join = None if clusters is None else ClusterJoin(clusters, folder)
         finder = DuplicateFinder(folder) if self._wanted.dedup else None
-        store = RecordStore(folder, self._dtype, names=join is not None)
+        store = RecordStore(folder, self._dtype, self._files, names=join is not None)
         for batch, outside in self._within_limits(batches):
             store.append(batch)
             if finder is not None:
                 finder.add(self._duplicate_hashes.of(batch))
             if join is not None and outside is not None:
                 join.add_left_out(_names(outside))
-        repeated = Column(folder / "repeated", np.bool_, default=False)
+        repeated = self._files.enter_context(Column(folder / "repeated", np.bool_, default=False))
         for flags in () if finder is None else finder.flags():
             repeated.append(flags)
             self.counts.num_duplicates += int(flags.sum())
@@ -196,7 +210,8 @@ class Arranger:
         repeated.rewind()
         for names in store.names():
             join.add(names, ~repeated.take(len(names)))
-        firsts, clusters_of = Column(folder / "firsts", np.uint64), Column(folder / "clusters", np.uint64)
+        firsts = self._files.enter_context(Column(folder / "firsts", np.uint64))
+        clusters_of = self._files.enter_context(Column(folder / "clusters", np.uint64))
         for first, name in join.places():
             firsts.append(first)
             clusters_of.append(name)

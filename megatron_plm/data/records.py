@@ -13,7 +13,7 @@ class RecordBatch:
     Attributes:
         tokens: token ids of the records, end to end; uint8, uint16 or int32, shape [n].
         lengths: tokens of each record, int32 [k], each at least 1, n in all.
-        names: a 64-bit hash of each record's name (its identifier in the input), uint64 [k]; None where not asked for.
+        names: a 128-bit hash of each record's name (its identifier in the input), uint64 [k, 2]; None where not asked.
     """
 
     tokens: npt.NDArray[np.integer]

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from megatron_plm.data.pipeline import Summary, Written
 from megatron_plm.data.rearrange import Selection
+from megatron_plm.files import encodable
 from megatron_plm.tokenizers import Tokenizer
 
 _WIDTH = 17
@@ -15,16 +16,17 @@ def print_lines(lines: Iterator[tuple[str, str]]) -> None:
         print(f"{name:<{_WIDTH}}{text}")
 
 
-def dataset_lines(datasets: Sequence[Written]) -> Iterator[tuple[str, str]]:
+def dataset_lines(datasets: Sequence[Written], tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
     """What the datasets hold."""
+    word = "residues" if tokenizer.one_letter_a_token else "tokens"
     if len(datasets) == 1:
         (dataset,) = datasets
         yield "sequences", f"{dataset.num_sequences:,}"
-        yield "residues", f"{dataset.num_residues:,}"
+        yield word, f"{dataset.num_residues:,}"
         yield "lengths", _lengths(dataset)
         return
     for dataset in datasets:
-        held = f"{dataset.num_sequences:,} sequences, {dataset.num_residues:,} residues, lengths {_lengths(dataset)}"
+        held = f"{dataset.num_sequences:,} sequences, {dataset.num_residues:,} {word}, lengths {_lengths(dataset)}"
         yield dataset.split or "", held
 
 
@@ -38,9 +40,12 @@ def selection_lines(summary: Summary, selection: Selection) -> Iterator[tuple[st
     ]
     if left_out:
         yield "left out", f"{', '.join(left_out)}, of {counts.num_read:,} sequences"
-    if counts.clusters is not None:
+    if selection.clusters is not None and counts.clusters is not None:
         missing = f"{counts.clusters.num_members_missing:,} of {counts.clusters.num_members:,} members"
-        yield "clusters", f"{counts.clusters.num_clusters:,}; {missing} in {selection.clusters} are not in the input"
+        yield (
+            "clusters",
+            f"{counts.clusters.num_clusters:,}; {missing} in {encodable(selection.clusters)} are not in the input",
+        )
     if selection.splits is not None:
         by = "letters" if selection.clusters is None else "cluster"
         shares = ", ".join(f"{name} {fraction}" for name, fraction in selection.splits.fractions.items())

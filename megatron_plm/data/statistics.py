@@ -47,7 +47,10 @@ class LengthStatistics:
 
 
 def count_tokens(byte_counts: npt.NDArray[np.uint64], tokenizer: Tokenizer, *, fold_case: bool) -> dict[str, int]:
-    """Return how often each token of the vocabulary was written, from how often each byte was read (uint64 [256])."""
+    """Return how often each token of the vocabulary was written, from how often each byte was read (uint64 [256]).
+
+    For tokenizers of letters.
+    """
     token_ids = tokenizer.lookup_table(fold_case)
     return {token: int(byte_counts[token_ids == token_id].sum()) for token_id, token in enumerate(tokenizer.tokens)}
 
@@ -57,7 +60,7 @@ def count_unknown_letters(
 ) -> dict[str, int]:
     """Return how often each letter that became the unknown token was read, most frequent first."""
     counts: dict[str, int] = {}
-    for byte in np.flatnonzero((tokenizer.lookup_table(fold_case) == tokenizer.unk_id) & (byte_counts > 0)):
+    for byte in np.flatnonzero((tokenizer.lookup_table(fold_case) == tokenizer.unknown_entry) & (byte_counts > 0)):
         letter = chr(byte).upper() if fold_case else chr(byte)
         counts[letter] = counts.get(letter, 0) + int(byte_counts[byte])
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
@@ -68,7 +71,7 @@ def description(tokenizer: Tokenizer, contents: dict[str, Any], origin: dict[str
     return {
         "format": METADATA_FORMAT,
         "version": METADATA_VERSION,
-        "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256},
+        "tokenizer": tokenizer.described(),
         **contents,
         **origin,
     }

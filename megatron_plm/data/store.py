@@ -1,7 +1,9 @@
 """Records and numbers about them kept on disk, in their order, until it is decided what becomes of them."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +16,11 @@ _BATCH_RECORDS = 1 << 16
 
 
 class Column:
-    """A file of numbers of one dtype: all are appended first, then taken from the beginning on.
+    """A file of values of one dtype: all are appended first, then taken from the beginning on.
 
-    With `default`, a column to which nothing was appended holds that, as often as asked for.
+    A dtype with a shape, such as (uint64, 2), makes a column of rows. With `default`, a column to which nothing was
+    appended holds that, as often as asked for. A context manager: it is to be left before the file is removed, since
+    network file systems keep a removed file under another name while it is open.
     """
 
     def __init__(self, path: Path, dtype: npt.DTypeLike, *, default: int | None = None) -> None:
@@ -27,10 +31,20 @@ class Column:
         with write_errors_told(path):
             self._file = path.open("w+b")
 
+    def __enter__(self) -> "Column":
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # What is still to be written then is of no interest, and so is a full disk.
+        with contextlib.suppress(OSError):
+            self._file.close()
+
     def append(self, values: npt.NDArray) -> None:
         """Write more values; raises UserError where the disk is full."""
         with write_errors_told(self._path):
-            self._file.write(np.ascontiguousarray(values, dtype=self._dtype).data)
+            self._file.write(np.ascontiguousarray(values, dtype=self._dtype.base).data)
         self._num_written += len(values)
 
     def rewind(self) -> None:
@@ -46,12 +60,12 @@ class Column:
 
 
 class RecordStore:
-    """Record batches on disk, in `folder`; read back in order, in other batches."""
+    """Record batches on disk, in `folder`; read back in order, in other batches. `files` is to close its files."""
 
-    def __init__(self, folder: Path, dtype: npt.DTypeLike, *, names: bool) -> None:
-        self._tokens = Column(folder / "tokens", dtype)
-        self._lengths = Column(folder / "lengths", np.int32)
-        self._names = Column(folder / "names-read", np.uint64) if names else None
+    def __init__(self, folder: Path, dtype: npt.DTypeLike, files: contextlib.ExitStack, *, names: bool) -> None:
+        self._tokens = files.enter_context(Column(folder / "tokens", dtype))
+        self._lengths = files.enter_context(Column(folder / "lengths", np.int32))
+        self._names = files.enter_context(Column(folder / "names-read", (np.uint64, 2))) if names else None
 
     def append(self, batch: RecordBatch) -> None:
         """Write the records of a batch; raises UserError where the disk is full."""
@@ -61,7 +75,7 @@ class RecordStore:
             self._names.append(batch.names)
 
     def names(self) -> Iterator[npt.NDArray[np.uint64]]:
-        """Yield the names' hashes of all records, in order."""
+        """Yield the names' hashes of all records, in order, uint64 [k, 2]."""
         if self._names is not None:
             self._names.rewind()
             while len(names := self._names.take(_BATCH_RECORDS)):

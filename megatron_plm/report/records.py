@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from megatron_plm.errors import UserError, suggestion
+from megatron_plm.errors import JSON_ERRORS, UserError, json_fault, suggestion
 from megatron_plm.report.schema import parse_object, read_bytes, read_text
 
 _RUN_WAY_OUT = "give --pretraining the directory that launch/pretrain.sh wrote"
@@ -125,11 +125,11 @@ def read_run(path: Path) -> Run:
             continue
         try:
             value = json.loads(line.decode("utf-8"))
-        except ValueError as error:  # no UTF-8 or no JSON
+        except JSON_ERRORS as error:
             if number == len(lines):  # no newline follows: the process was killed while it wrote this line
                 truncated = True
                 break
-            raise UserError(f"{where}: not valid JSON ({error}); repair or remove the line") from None
+            raise UserError(f"{where}: not valid JSON ({json_fault(error)}); repair or remove the line") from None
         history.add(_parse_record(value, where), where)
     if not history.starts:
         raise UserError(f"{metrics_path}: holds no start record; wait until the run has started, then try again")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from megatron_plm.errors import UserError
+from megatron_plm.errors import JSON_ERRORS, UserError, json_fault
 
 Record = TypeVar("Record")
 
@@ -50,8 +50,9 @@ def read_object(cls: type[Record], path: Path, way_out: str) -> Record:
     """
     try:
         value = json.loads(read_text(path, way_out))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); {way_out}") from None
+    except JSON_ERRORS as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}{line}: not valid JSON ({json_fault(error)}); {way_out}") from None
     return parse_object(cls, value, str(path))
 
 

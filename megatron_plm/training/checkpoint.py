@@ -14,14 +14,17 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from megatron_plm.checkpoint_format import (
     CHECKPOINTS,
     LATEST,
+    TOKENIZER_FILE,
     CheckpointState,
     checkpoint_tokenizer,
     find_checkpoint,
     read_description,
     write_description,
+    write_tokenizer,
 )
 from megatron_plm.config.options import Config
 from megatron_plm.data.blend import Cursor
+from megatron_plm.data.mixture import as_typed
 from megatron_plm.distributed_checkpoint import (
     READ_ERRORS,
     SafePlanner,
@@ -52,6 +55,7 @@ def save_checkpoint(run: Run, run_directory: Path) -> Path:
             save(_tensors(run, copies=False), checkpoint_id=aside, no_dist=run.world.mesh is None)
         if run.world.is_main:
             write_description(aside, run.config, _state(run))
+            write_tokenizer(aside, run.datasets.tokenizer)
             publish_directory(aside, path)
             replace_symlink(folder / LATEST, path.name)
             _delete_old(folder, path, run.config.training.keep_last)
@@ -172,16 +176,18 @@ def _check_resumable(path: Path, saved_config: Config, saved: CheckpointState, r
     _refuse_differences("--load", path, pairs)
     if saved.data_sha256 != run.datasets.train.sha256:
         raise UserError(
-            f"--load {path}: --data-path {' '.join(new.data.data_path or ())} is not the dataset of that run, so its "
+            f"--load {path}: --data-path {as_typed(new.data.data_path)} is not the dataset of that run, so its "
             "position in the data means nothing here; give the same dataset, or begin a new run from the weights with "
             "--pretrained-checkpoint"
         )
 
 
 def _other_tokenizer(flag: str, path: Path, saved: CheckpointState, run: Run) -> UserError:
+    file = path / TOKENIZER_FILE
     return UserError(
         f"{flag} {path}: the checkpoint's tokenizer is {saved.tokenizer!r} and the dataset's is "
-        f"{run.datasets.tokenizer.name!r}; preprocess the FASTA file with --tokenizer {saved.tokenizer}"
+        f"{run.datasets.tokenizer.name!r}; preprocess the FASTA file with --tokenizer "
+        f"{file if file.exists() else saved.tokenizer}"
     )
 
 
@@ -189,7 +195,8 @@ def _model_options(saved: Config, new: Config) -> list[tuple[str, Any, Any]]:
     """Each option of the model that decides what its weights compute, with its value there and here."""
     was, now = asdict(saved.model), asdict(new.model)
     was["ffn_hidden_size"], now["ffn_hidden_size"] = saved.model.ffn_size, new.model.ffn_size
-    return [(name, was[name], now[name]) for name in was if name != "init_method_std"]
+    # Where a sentencepiece model lies is of no matter, and which tokenizer it is was compared before.
+    return [(name, was[name], now[name]) for name in was if name not in ("init_method_std", "tokenizer")]
 
 
 def _refuse_differences(flag: str, path: Path, pairs: list[tuple[str, Any, Any]]) -> None:

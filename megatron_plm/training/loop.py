@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from megatron_plm.data.loader import Batch, Step
+from megatron_plm.data.mixture import as_typed
 from megatron_plm.errors import UserError
 from megatron_plm.model.heads import summed_cross_entropy
 from megatron_plm.training.checkpoint import save_checkpoint
@@ -41,7 +42,7 @@ def train(run: Run, log: RunLog, stop: StopRequest) -> str:
         metrics = train_step(run, step)
         if not metrics.num_labels:
             raise UserError(
-                f"--data-path {' '.join(run.config.data.data_path or ())}: a whole batch holds no letter that the "
+                f"--data-path {as_typed(run.config.data.data_path)}: a whole batch holds no letter that the "
                 "tokenizer knows, so nothing can be predicted; make the dataset again, without --keep-case if its "
                 "letters are lower-case"
             )
@@ -135,7 +136,7 @@ def evaluate(run: Run) -> dict[str, float]:
     num_scored = sum(label_counts)
     if not num_scored:
         raise UserError(
-            f"--valid-data-path {' '.join(run.config.data.valid_data_path or ())}: no letter of it was hidden; give "
+            f"--valid-data-path {as_typed(run.config.data.valid_data_path)}: no letter of it was hidden; give "
             "more proteins, or a larger --eval-iters"
         )
     check_finite(run.progress.step, scored_sum / num_scored, 0.0)

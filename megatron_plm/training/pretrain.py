@@ -205,6 +205,10 @@ def _say_what_next(run: Run, status: str) -> None:
     elif status == "interrupted":
         again = command_line("pretrain", ["--config", directory / CONFIG_FILE, "--load", directory])
         print(f"interrupted, saved at step {run.progress.step}\nnext: {again}")
+    elif not run.datasets.tokenizer.one_letter_a_token:  # no other format has its tokens
+        more = ["--config", directory / CONFIG_FILE, "--load", directory]
+        more += ["--train-iters", 2 * run.config.training.train_iters]
+        print(f"wrote {directory}\nnext: {command_line('pretrain', more)}")
     else:
         flags = ["--from", "native", "--to", "huggingface", "--input", directory, "--output", f"out/{directory.name}"]
         print(f"wrote {directory}\nnext: {command_line('convert-checkpoint', flags)}")

@@ -7,11 +7,11 @@ import torch
 from megatron_plm.config.options import Config
 from megatron_plm.data.blend import Cursor
 from megatron_plm.data.loader import Loader
-from megatron_plm.data.mixture import Mixture, open_mixture
+from megatron_plm.data.mixture import Mixture, check_same_run, model_tokenizer, open_mixture
 from megatron_plm.errors import UserError
 from megatron_plm.parallel.apply import ParallelModel, build_model
 from megatron_plm.parallel.mesh import World
-from megatron_plm.tokenizers import Tokenizer, get_tokenizer
+from megatron_plm.tokenizers import Tokenizer
 from megatron_plm.training.optimizer import build_optimizer
 
 
@@ -49,13 +49,14 @@ class Run:
 
 def open_datasets(config: Config) -> Datasets:
     """Open the datasets and check them against the model's tokenizer; raises UserError."""
-    tokenizer = get_tokenizer(config.model.tokenizer)
     if not config.data.data_path:
         raise UserError("--data-path is missing: give the prefix that tools/preprocess_data.py wrote")
-
+    tokenizer = model_tokenizer(config.model.tokenizer, config.data.data_path, flag="--data-path")
     train = open_mixture(config.data.data_path, tokenizer, flag="--data-path")
     valid_path = config.data.valid_data_path
     valid = open_mixture(valid_path, tokenizer, flag="--valid-data-path") if valid_path else None
+    if valid is not None:
+        check_same_run(train, valid)
     return Datasets(tokenizer, train, valid)
 
 

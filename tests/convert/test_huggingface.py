@@ -36,21 +36,9 @@ TOLERANCE = 1e-5
 
 
 def their_model(options: ModelOptions, seed: int = 0) -> torch.nn.Module:
-    config = transformers.EsmConfig(
-        vocab_size=ESM2.vocab_size,
-        mask_token_id=ESM2.mask_id,
-        pad_token_id=ESM2.pad_id,
-        hidden_size=options.hidden_size,
-        num_hidden_layers=options.num_layers,
-        num_attention_heads=options.num_attention_heads,
-        intermediate_size=options.ffn_size,
-        layer_norm_eps=options.layernorm_epsilon,
-        position_embedding_type="rotary",
-        token_dropout=options.token_dropout,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    model = transformers.EsmForMaskedLM(config).eval()
+    from transformers_peer import esm_config
+
+    model = transformers.EsmForMaskedLM(esm_config(options)).eval()
     randomize(model, seed)
     return model
 

@@ -47,11 +47,9 @@ def test_a_table_claims_every_tensor_of_the_model_once(format_name: str) -> None
 
 def test_the_table_names_exactly_the_tensors_of_transformers_model() -> None:
     transformers = pytest.importorskip("transformers")
-    config = transformers.EsmConfig(
-        vocab_size=33, mask_token_id=32, pad_token_id=1, hidden_size=TINY.hidden_size, intermediate_size=96,
-        num_hidden_layers=TINY.num_layers, num_attention_heads=3, position_embedding_type="rotary",
-    )  # fmt: skip
-    theirs = {k: v.shape for k, v in transformers.EsmForMaskedLM(config).state_dict().items()}
+    from transformers_peer import esm_config
+
+    theirs = {k: v.shape for k, v in transformers.EsmForMaskedLM(esm_config(TINY)).state_dict().items()}
     mapped = map_of("huggingface", random_weights()).shapes(native_shapes(TINY, ESM2))
     # Versions of transformers keep the rotary frequencies in one place or in every layer.
     mapped = {key: shape for key, shape in mapped.items() if "inv_freq" not in key}

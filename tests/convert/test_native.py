@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from convert_sample import TINY, native_checkpoint, random_weights
+from harmful_pickle import Calls
 from pretraining_runs import same_bits
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
@@ -17,16 +18,6 @@ from megatron_plm.config.options import Config
 from megatron_plm.convert.native import read_native, write_native
 from megatron_plm.convert.pretrained import load_pretrained
 from megatron_plm.errors import UserError
-
-
-class Payload:
-    """A pickle of this creates the file `marker` when it is loaded carelessly."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.marker,)
 
 
 def test_a_checkpoint_with_optimizer_gives_its_weights_alone(tmp_path: Path) -> None:
@@ -69,7 +60,7 @@ def test_a_written_checkpoint_says_that_it_holds_weights_only(tmp_path: Path) ->
 def test_code_in_the_metadata_does_not_run(tmp_path: Path) -> None:
     native_checkpoint(tmp_path / "native")
     marker = tmp_path / "it ran"
-    (tmp_path / "native" / ".metadata").write_bytes(pickle.dumps(Payload(marker)))
+    (tmp_path / "native" / ".metadata").write_bytes(pickle.dumps(Calls(Path.touch, marker)))
     with pytest.raises(UserError, match=r"names pathlib\.Path"):
         read_native(tmp_path / "native")
     assert not marker.exists()
@@ -78,7 +69,7 @@ def test_code_in_the_metadata_does_not_run(tmp_path: Path) -> None:
 def test_a_tensor_stored_as_a_pickle_is_not_unpickled(tmp_path: Path) -> None:
     weights = random_weights()
     marker = tmp_path / "it ran"
-    tensors = {**weights.tensors, "head.bias": Payload(marker)}
+    tensors = {**weights.tensors, "head.bias": Calls(Path.touch, marker)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dcp.save({"model": tensors}, checkpoint_id=tmp_path / "native", no_dist=True)

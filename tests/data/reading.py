@@ -77,7 +77,7 @@ class Result:
     """What all blocks held; `fault` is (newlines before it, message)."""
 
     sequences: list[bytes] = field(default_factory=list)
-    names: list[int] = field(default_factory=list)
+    names: list[list[int]] = field(default_factory=list)
     byte_counts: np.ndarray = field(default_factory=lambda: np.zeros(256, dtype=np.uint64))
     num_stops: int = 0
     fault: tuple[int, str] | None = None
@@ -118,5 +118,5 @@ def encode(sequences: Sequence[bytes]) -> list[bytes]:
     return [ESM2.encode(sequence.removesuffix(b"*").decode()).tobytes() for sequence in sequences]
 
 
-def hash_of(name: bytes) -> int:
-    return int(_native.hash_names(name, np.array([0, len(name)], dtype=np.int64))[0])
+def hash_of(name: bytes) -> list[int]:
+    return _native.hash_names(name, np.array([0, len(name)], dtype=np.int64))[0].tolist()

@@ -82,3 +82,22 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: py
     sorter = ExternalSort(tmp_path / "none", "x", entry_dtype())
     with pytest.raises(UserError, match="none: cannot be written: No such file or directory"):
         sorter.add(entries_of(entry_dtype(), key=np.zeros(1, dtype=np.uint64), tie=0))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(KEYS, KEYS), max_size=60), st.integers(1, 20), st.sampled_from([1, 100, 700, 1 << 25]))
+def test_wide_keys_are_sorted_by_both_halves(
+    tmp_path_factory: pytest.TempPathFactory, keys: list[tuple[int, int]], piece: int, memory: int
+) -> None:
+    folder = tmp_path_factory.mktemp("sort")
+    wide = entry_dtype(wide=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(external_sort, "MEMORY", memory)
+        sorter = ExternalSort(folder, "x", wide)
+        for first in range(0, len(keys), piece):
+            part = np.array(keys[first : first + piece], dtype=np.uint64)
+            ties = len(keys) - np.arange(first, first + len(part), dtype=np.uint64)
+            sorter.add(entries_of(wide, key=part[:, 0], second=part[:, 1], tie=ties))
+        found = [entry for entries, _ in sorter.sorted() for entry in entries.tolist()]
+    assert found == sorted((*key, len(keys) - i) for i, key in enumerate(keys))
+    assert list(folder.iterdir()) == [], "a file was left"

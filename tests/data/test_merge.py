@@ -86,7 +86,7 @@ def test_wider_tokens_are_merged(tmp_path: Path) -> None:
     for name, tokens in [("a", [1, 300]), ("b", [65535])]:
         with IndexedDatasetWriter(tmp_path / name, dtype=np.uint16) as writer:
             writer.append(np.array(tokens, dtype=np.uint16), np.array([len(tokens)], dtype=np.int32))
-            described = {"tokenizer": {"name": "wide", "sha256": "1"}, "token_counts": {}}
+            described = {"tokenizer": {"name": "wide", "sha256": "1"}, "token_counts": {"x": len(tokens)}}
             writer.commit({**NO_DESCRIPTION, "num_residues": len(tokens), **described})
     merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
     dataset = IndexedDataset(tmp_path / "m")

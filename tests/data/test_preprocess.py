@@ -82,6 +82,20 @@ def test_the_recorded_command_can_be_typed_again_and_library_use_records_none(fo
     assert "command" not in IndexedDataset(folder / "out" / "q").metadata
 
 
+def test_names_of_files_may_be_of_any_bytes(folder: Path) -> None:
+    odd = os.fsdecode(b"\xff.fasta")
+    (folder / odd).write_bytes(TEXT)
+    table = folder / os.fsdecode(b"\xfe.tsv")
+    table.write_text("C\tP2\n")
+    flags = ["--input", folder / odd, "--clusters", table, "--output-prefix", folder / "out" / "p"]
+    done = subprocess.run(command(*flags), capture_output=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    described = IndexedDataset(folder / "out" / "p").metadata
+    assert described["sources"][0]["path"].endswith(r"/\xff.fasta")
+    assert described["selection"]["clusters"]["path"].endswith(r"/\xfe.tsv")
+    assert r"\xff.fasta" in described["command"]
+
+
 def test_without_case_folding_lower_case_is_unknown(folder: Path) -> None:
     assert run(folder, "--keep-case") == 0
     metadata = IndexedDataset(folder / "out" / "p").metadata

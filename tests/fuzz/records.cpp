@@ -23,7 +23,7 @@ using Cut = std::function<std::size_t(const std::uint8_t* data, std::size_t size
 struct Result {
     Bytes tokens;
     std::vector<std::int32_t> lengths;
-    std::vector<std::uint64_t> names;
+    std::vector<Hash128> names;
     std::array<std::uint64_t, 256> byte_counts{};
     std::int64_t num_stops = 0, num_lines = 0;
     std::string fault;

@@ -106,7 +106,9 @@ def test_a_character_cut_in_half_by_a_kill_is_a_cut_off_line(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ('{"kind": "train", "st', "not valid JSON"),
+        ('{"kind": "train", "st', "not valid JSON (Unterminated string starting at, column 19); repair or remove"),
+        ("[" * 100_000, "not valid JSON (a number of too many digits, or brackets nested too deeply); repair"),
+        ("1" * 5000, "not valid JSON (a number of too many digits, or brackets nested too deeply); repair"),
         ("[1, 2]", 'the key "kind"'),
         ('{"step": 3}', 'the key "kind"'),
         ('{"kind": "trian"}', "did you mean 'train'"),
@@ -158,7 +160,7 @@ def _with(name: str, content: bytes) -> Callable[[Path], object]:
         (_with("config.toml", b"a = = 1"), "not valid TOML"),
         (_with("config.toml", b"\xff\xfe"), "not UTF-8"),
         (_with("metrics.jsonl", b""), "no start record"),
-        (_with("metrics.jsonl", b"\xff\n"), "line 1: not valid JSON"),
+        (_with("metrics.jsonl", b"\xff\n"), "line 1: not valid JSON (not UTF-8 text)"),
     ],
 )
 def test_an_incomplete_run_directory_is_an_error_that_names_the_file(
@@ -220,6 +222,9 @@ def test_a_wrong_results_json_is_an_error_that_names_the_key(
 def test_json_that_does_not_parse_is_an_error_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{\n"task": "x",\n}', encoding="utf-8")
     with pytest.raises(UserError, match=r"results\.json, line 3: not valid JSON"):
+        read_result(tmp_path)
+    (tmp_path / "results.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"results\.json: not valid JSON \(a number of too many digits, or brackets"):
         read_result(tmp_path)
 
 

@@ -5,9 +5,11 @@ import json
 import os
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 import torch
+from harmful_pickle import Calls
 from pretraining_runs import checkpoint, column, pretrain, read_tensors, records, same_bits
 from sample_proteins import pair_proteins, write_dataset
 
@@ -167,18 +169,8 @@ def test_a_path_without_a_checkpoint_is_refused(pair_data, tmp_path, refused):
     assert f"{tmp_path}: no complete checkpoint" in refused(*pair_data.flags, f"--load={tmp_path}")
 
 
-class Trap:
-    """Unpickled, it would write a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
-
-
 def test_loading_runs_nothing_that_the_metadata_says(stopped, pair_data, tmp_path, refused):
-    (checkpoint(stopped, 10) / ".metadata").write_bytes(pickle.dumps(Trap(tmp_path / "trapped")))
+    (checkpoint(stopped, 10) / ".metadata").write_bytes(pickle.dumps(Calls(Path.touch, tmp_path / "trapped")))
     assert "damaged or incomplete" in refused(*pair_data.flags, f"--load={stopped}")
     assert not (tmp_path / "trapped").exists()
 
@@ -187,7 +179,7 @@ def test_loading_runs_nothing_that_an_entry_says(pair_data, tmp_path, refused, m
     save = checkpoint_module.save
 
     def poisoned(state, **how):
-        state["optimizer"]["state"]["head.bias"]["step"] = Trap(tmp_path / "trapped")
+        state["optimizer"]["state"]["head.bias"]["step"] = Calls(Path.touch, tmp_path / "trapped")
         return save(state, **how)
 
     monkeypatch.setattr(checkpoint_module, "save", poisoned)

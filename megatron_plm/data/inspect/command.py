@@ -90,8 +90,9 @@ def _report(
     yield f"lengths     {contents.shortest:,} to {contents.longest:,}, mean {mean:,.1f}"
     if not dataset.metadata:
         yield f"checksums   unknown ({options.prefix}.json, which holds them, is missing)"
-    if "command" in dataset.metadata:
-        yield f"made by     {dataset.metadata['command']}"
+    command = dataset.metadata.get("command")
+    if isinstance(command, str) and command.isprintable():  # not what would move the terminal's cursor
+        yield f"made by     {command}"
     yield f"counted     {origin}"
     yield from ["", "lengths", *bars(length_rows(contents.lengths), unicode=unicode)]
     letters = list(most_frequent(contents.tokens))

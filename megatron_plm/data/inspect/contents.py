@@ -1,5 +1,6 @@
 """What a dataset holds: lengths and letters, from its description or counted in constant memory."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,11 @@ import numpy.typing as npt
 from megatron_plm.data.indexed import IndexedDataset
 from megatron_plm.data.statistics import LengthStatistics
 from megatron_plm.errors import UserError
-from megatron_plm.tokenizers import Tokenizer, get_tokenizer
+from megatron_plm.tokenizers import Tokenizer, get_tokenizer, recorded_tokenizer
 
 CHUNK = 1 << 20  # entries or tokens looked at together
-_HIGHEST_ID = 1 << 16  # ids from here on, which no vocabulary here has, are counted as one
+_MOST = 2**63 - 1  # of whatever is counted
+_HIGHEST_ID = 1 << 16  # ids from here on, unless a vocabulary has them, are counted as one
 
 Histogram = list[tuple[int, int, int]]  # (low, high, count), low <= length < high
 
@@ -30,16 +32,22 @@ class Contents:
 
 def tokenizer_of(dataset: IndexedDataset) -> tuple[Tokenizer | None, str]:
     """The tokenizer that the dataset was made with, None where it isn't known here; and its name, or why there is
-    none."""
-    described = dataset.metadata.get("tokenizer")
-    if not isinstance(described, dict):
+    none. Raises UserError where PREFIX.json says something else there."""
+    described = dataset.tokenizer
+    if described is None:
         return None, f"unknown ({dataset.prefix}.json, which names it, is missing or doesn't)"
-    name = str(described.get("name"))
+    name = described["name"]
+    if "model" in described:
+        try:
+            pieces = recorded_tokenizer(described, f"'{dataset.prefix}.json'")
+        except UserError as error:
+            return None, f"{name}, which cannot be used here ({error})"
+        return pieces, f"{name} ({pieces.vocab_size} tokens)"
     try:
         tokenizer = get_tokenizer(name)
     except UserError:
         return None, f"{name}, which isn't known here"
-    if tokenizer.sha256 != described.get("sha256"):
+    if tokenizer.sha256 != described["sha256"]:
         return None, f"{name}, but with another vocabulary than the one known here"
     return tokenizer, f"{name} ({tokenizer.vocab_size} tokens)"
 
@@ -52,9 +60,11 @@ def described(dataset: IndexedDataset) -> Contents | None:
     try:
         bins = [(int(low), int(high), int(count)) for low, high, count in histogram["bins"]]
         counts = {str(token): int(count) for token, count in tokens.items()}
-        if any(not 0 <= low < high or count < 0 for low, high, count in bins) or min(counts.values(), default=0) < 0:
+        shortest, longest = int(histogram["min"]), int(histogram["max"])
+        numbers = [shortest, longest, *counts.values(), *itertools.chain(*bins)]
+        if not all(0 <= number <= _MOST for number in numbers) or any(low >= high for low, high, _ in bins):
             raise ValueError
-        return Contents(int(histogram["min"]), int(histogram["max"]), bins, counts)
+        return Contents(shortest, longest, bins, counts)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         raise UserError(
             f"'{dataset.prefix}.json': length_histogram or token_counts isn't what tools/preprocess_data.py writes; "
@@ -64,7 +74,7 @@ def described(dataset: IndexedDataset) -> Contents | None:
 
 def counted(dataset: IndexedDataset, tokenizer: Tokenizer | None, progress: Callable[[int], None]) -> Contents:
     """What the files hold; `progress` is told how many bytes of tokens were counted."""
-    lengths, tokens = LengthCounter(), TokenCounter()
+    lengths, tokens = LengthCounter(), TokenCounter(tokenizer)
     for first in range(0, len(dataset), CHUNK):
         lengths.add(np.array(dataset.lengths[first : first + CHUNK]))
     for first in range(0, dataset.num_tokens, CHUNK):
@@ -99,13 +109,14 @@ class LengthCounter:
 class TokenCounter:
     """How often each token id stands in a dataset."""
 
-    def __init__(self) -> None:
-        self._counts = np.zeros(_HIGHEST_ID, dtype=np.int64)
+    def __init__(self, tokenizer: Tokenizer | None = None) -> None:
+        self._counts = np.zeros(max(_HIGHEST_ID, tokenizer.vocab_size if tokenizer else 0), dtype=np.int64)
         self._num_others = 0
 
     def add(self, tokens: npt.NDArray[Any]) -> None:
         """Count more tokens: uint8, uint16 or int32."""
-        known = tokens[(tokens >= 0) & (tokens < _HIGHEST_ID)] if tokens.dtype.itemsize > 2 else tokens
+        highest = len(self._counts)
+        known = tokens[(tokens >= 0) & (tokens < highest)] if tokens.dtype.itemsize > 2 else tokens
         counts = np.bincount(known)
         self._counts[: len(counts)] += counts
         self._num_others += len(tokens) - len(known)

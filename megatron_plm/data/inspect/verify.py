@@ -31,7 +31,7 @@ def verify(
     of no sequence, a token id outside the vocabulary, counts or checksums that differ from PREFIX.json. Without a
     tokenizer only negative ids are faults. `progress` is told how many bytes of tokens were read.
     """
-    lengths, tokens = LengthCounter(), TokenCounter()
+    lengths, tokens = LengthCounter(), TokenCounter(tokenizer)
     _check_sequences(dataset, lengths)
     _check_documents(dataset)
     bin_sha256 = _check_tokens(dataset, tokenizer, tokens, progress)
@@ -142,20 +142,19 @@ def _check_counts(dataset: IndexedDataset, tokenizer: Tokenizer | None, found: C
     for token in {**said.tokens, **found.tokens}:
         if said.tokens.get(token, 0) != found.tokens.get(token, 0):
             raise UserError(
-                f"'{path}' counts {said.tokens.get(token, 0):,} times {token}, but the dataset holds "
+                f"'{path}' counts {said.tokens.get(token, 0):,} times {token!r}, but the dataset holds "
                 f"{found.tokens.get(token, 0):,}; {_AGAIN}"
             )
     return "counts of lengths and letters are those of .json"
 
 
 def _check_sums(dataset: IndexedDataset, bin_sha256: str) -> str:
-    sums = dataset.metadata.get("sha256")
-    if not isinstance(sums, dict):
+    if dataset.sha256 is None:
         return "checksums are unknown: no description (.json) holds them"
-    paths = dataset_paths(dataset.prefix)
+    paths, sums = dataset_paths(dataset.prefix), dataset.metadata["sha256"]
     with paths.idx.open("rb") as file:
         idx_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    for path, found, expected in [(paths.bin, bin_sha256, sums.get("bin")), (paths.idx, idx_sha256, sums.get("idx"))]:
+    for path, found, expected in [(paths.bin, bin_sha256, sums["bin"]), (paths.idx, idx_sha256, sums["idx"])]:
         if found != expected:
             raise UserError(f"'{path}' was changed: its SHA-256 is {found}, '{paths.json}' says {expected}; {_AGAIN}")
     return "checksums of .bin and .idx are those of .json"

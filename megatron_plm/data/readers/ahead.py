@@ -119,7 +119,7 @@ class _Spooled:
     """A scan in a spool: what is small of it, and where its arrays are."""
 
     place: int
-    layout: tuple[tuple[str, np.dtype[Any], int], ...]  # name, dtype and size of each array
+    layout: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]  # name, dtype and shape of each array
     rest: dict[str, Any]
 
 
@@ -138,7 +138,7 @@ class _Spool:
         place, arrays, rest = self._size, [], {}
         for name, value in vars(scanned).items():
             if isinstance(value, np.ndarray):
-                arrays.append((name, value.dtype, value.size))
+                arrays.append((name, value.dtype, value.shape))
                 self._append(value)
             else:
                 rest[name] = value
@@ -148,8 +148,8 @@ class _Spool:
         """Read a scan."""
         arrays: dict[str, Any] = {}
         place = spooled.place
-        for name, dtype, size in spooled.layout:
-            arrays[name] = np.empty(size, dtype)
+        for name, dtype, shape in spooled.layout:
+            arrays[name] = np.empty(shape, dtype)
             place += self._read(arrays[name], place)
         return Scanned(**arrays, **spooled.rest)
 
@@ -158,14 +158,14 @@ class _Spool:
             self._file.close()
 
     def _append(self, array: npt.NDArray[Any]) -> None:
-        left = np.ascontiguousarray(array).view(np.uint8).data
+        left = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         while left:
             count = os.pwrite(self._file.fileno(), left, self._size)
             self._size += count
             left = left[count:]
 
     def _read(self, array: npt.NDArray[Any], place: int) -> int:
-        left, size = array.view(np.uint8).data, array.nbytes
+        left, size = array.reshape(-1).view(np.uint8).data, array.nbytes
         while left:
             count = os.preadv(self._file.fileno(), [left], place)
             assert count, "the spool ended early"

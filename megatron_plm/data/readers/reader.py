@@ -13,9 +13,10 @@ from megatron_plm.data._native import Alphabet
 from megatron_plm.data.readers.ahead import Lane, pipelined
 from megatron_plm.data.readers.inputs import Input
 from megatron_plm.data.readers.scans import Job, Scanned, jobs, line_word
+from megatron_plm.data.readers.segmenting import segmented
 from megatron_plm.data.records import RecordBatch
 from megatron_plm.errors import UserError
-from megatron_plm.tokenizers import Tokenizer
+from megatron_plm.tokenizers import PieceTokenizer, Tokenizer
 
 
 class SequenceReader:
@@ -44,8 +45,14 @@ class SequenceReader:
         workers: int = 1,
         names: bool = False,
     ) -> None:
-        """`workers` threads tokenize; with `names`, batches hold a hash of each record's name (see `hash_names`)."""
-        self._alphabet = Alphabet(tokenizer.lookup_table(fold_case), tokenizer.unk_id, strict)
+        """`workers` threads tokenize; with `names`, batches hold a hash of each record's name (see `hash_names`).
+
+        Raises UserError where the tokenizer is a sentencepiece model and sentencepiece is missing.
+        """
+        self._alphabet = Alphabet(tokenizer.lookup_table(fold_case), tokenizer.unknown_entry, strict)
+        self._pieces = tokenizer if isinstance(tokenizer, PieceTokenizer) else None
+        if self._pieces is not None:
+            self._pieces.check_encoder()
         self._workers = workers
         self._with_names = names
         self.byte_counts = np.zeros(256, dtype=np.uint64)
@@ -59,7 +66,7 @@ class SequenceReader:
         *,
         folder: Callable[[], Path] | None = None,
     ) -> Iterator[RecordBatch]:
-        """Yield the records of the inputs, in their order, some at a time; tokens are uint8.
+        """Yield the records of the inputs, in their order, some at a time; tokens are of the tokenizer's dtype.
 
         With several workers, compressed inputs behind the first are decompressed ahead into a file in `folder()`, if it
         is given. `progress` is told, again and again, how many bytes of all inputs have been read, as they are on the
@@ -139,7 +146,8 @@ class SequenceReader:
                 lane.close()
 
     def _jobs(self, source: Input) -> Iterator[Job]:
-        return jobs(source, self._alphabet, with_names=self._with_names)
+        found = jobs(source, self._alphabet, with_names=self._with_names)
+        return found if self._pieces is None else segmented(found, self._pieces)
 
 
 def _for_each(do: Callable[[Lane], None], lanes: Iterable[tuple[Input, Lane]]) -> None:

@@ -28,16 +28,16 @@ class Scanned:
     """What became of one block.
 
     Attributes:
-        tokens: of its records, end to end, uint8 [n].
+        tokens: of its records, end to end, uint8 [n], or of the tokenizer's dtype (see segmenting.py).
         lengths: tokens of each record, int32 [k].
         byte_counts: how often each byte stood in a sequence, uint64 [256].
-        names: a hash of each record's name, uint64 [k]; None where not asked for.
+        names: a hash of each record's name, uint64 [k, 2]; None where not asked for.
         num_lines: newlines (or values) in it.
         num_stops: records that ended in '*'.
         fault: the first fault, after which nothing was scanned: its line in the block, and what is wrong.
     """
 
-    tokens: npt.NDArray[np.uint8]
+    tokens: npt.NDArray[np.integer]
     lengths: npt.NDArray[np.int32]
     byte_counts: npt.NDArray[np.uint64]
     names: npt.NDArray[np.uint64] | None

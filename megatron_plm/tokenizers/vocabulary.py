@@ -1,7 +1,8 @@
 """Vocabularies: one table of token lists, and the `Tokenizer` that encodes and decodes with them.
 
-A tokenizer maps one letter to one token id. The special tokens (<cls>, <eos>, ...) are never produced by
-`encode`; the loader adds them, so one dataset serves every model that shares the letters.
+A tokenizer of the table maps one letter to one token id; pieces.py has those whose tokens are several letters. The
+special tokens (<cls>, <eos>, ...) are never produced by `encode`; the loader adds them, so one dataset serves every
+model that shares the letters.
 """
 
 import functools
@@ -19,7 +20,7 @@ STANDARD_AMINO_ACIDS = frozenset("ACDEFGHIKLMNPQRSTVWY")
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """An immutable vocabulary of fewer than 256 tokens.
+    """An immutable vocabulary; this class is for one of fewer than 256 tokens, one for each letter.
 
     `tokens[i]` is the text of token id i. A token of one character stands for that letter; longer ones are
     special.
@@ -38,25 +39,40 @@ class Tokenizer:
         """Number of tokens."""
         return len(self.tokens)
 
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest dtype of the index format that holds every token id."""
+        return np.dtype(next(t for t in (np.uint8, np.uint16, np.int32) if self.vocab_size - 1 <= np.iinfo(t).max))
+
+    @property
+    def one_letter_a_token(self) -> bool:
+        """Whether a protein has as many tokens as letters, each in the place of its letter."""
+        return True
+
     @functools.cached_property
     def sha256(self) -> str:
         """Hex digest of the token list: two vocabularies with the same digest give the same ids."""
         return hashlib.sha256("\n".join(self.tokens).encode()).hexdigest()
 
     @functools.cached_property
-    def residue_ids(self) -> npt.NDArray[np.uint8]:
-        """Ids, ascending, of the letters: what masking may choose and replace with. No '.', '-', specials."""
-        return _read_only(i for i, token in enumerate(self.tokens) if len(token) == 1 and token.isalpha())
+    def residue_ids(self) -> npt.NDArray[np.integer]:
+        """Ids, ascending, of the letters: what masking may choose. No '.', '-', specials."""
+        return read_only((i for i, token in enumerate(self.tokens) if len(token) == 1 and token.isalpha()), self.dtype)
 
     @functools.cached_property
-    def standard_ids(self) -> npt.NDArray[np.uint8]:
-        """Ids, ascending, of the 20 standard amino acids, shape [20]."""
-        return _read_only(i for i, token in enumerate(self.tokens) if token in STANDARD_AMINO_ACIDS)
+    def standard_ids(self) -> npt.NDArray[np.integer]:
+        """Ids, ascending, of the 20 standard amino acids, shape [20]: what masking replaces letters with."""
+        return read_only((i for i, token in enumerate(self.tokens) if token in STANDARD_AMINO_ACIDS), self.dtype)
+
+    @property
+    def unknown_entry(self) -> int:
+        """What `lookup_table` holds for a byte that is no letter of the vocabulary."""
+        return self.unk_id
 
     def lookup_table(self, fold_case: bool = True) -> npt.NDArray[np.uint8]:
-        """Return the table, shape [256], from a byte of text to its token id.
+        """Return the table, shape [256], from a byte of text to its token id: what the scanners of input write.
 
-        A byte that is no letter of the vocabulary has `unk_id`. `fold_case` gives a lower-case letter the id
+        A byte that is no letter of the vocabulary has `unknown_entry`. `fold_case` gives a lower-case letter the id
         of its upper-case form.
         """
         table = np.full(256, self.unk_id, dtype=np.uint8)
@@ -67,7 +83,7 @@ class Tokenizer:
                     table[ord(token.lower())] = token_id
         return table
 
-    def encode(self, sequence: str, fold_case: bool = True) -> npt.NDArray[np.uint8]:
+    def encode(self, sequence: str, fold_case: bool = True) -> npt.NDArray[np.integer]:
         """Return the token ids, shape [len(sequence)], no specials added; an unknown letter is `unk_id`."""
         letters = np.frombuffer(sequence.encode("ascii", "replace"), dtype=np.uint8)
         return self.lookup_table(fold_case)[letters]
@@ -81,9 +97,14 @@ class Tokenizer:
             text.append(self.tokens[token_id])
         return "".join(text)
 
+    def described(self) -> dict[str, str]:
+        """What a dataset records of its tokenizer; see `recorded_tokenizer`."""
+        return {"name": self.name, "sha256": self.sha256}
 
-def _read_only(ids: Iterable[int]) -> npt.NDArray[np.uint8]:
-    array = np.fromiter(ids, dtype=np.uint8)
+
+def read_only(ids: Iterable[int], dtype: npt.DTypeLike) -> npt.NDArray[np.integer]:
+    """The ids as an array that cannot be changed."""
+    array = np.fromiter(ids, dtype=dtype)
     array.flags.writeable = False
     return array
 
@@ -118,7 +139,7 @@ TOKENIZER_NAMES = tuple(_VOCABULARIES)
 
 @functools.cache
 def get_tokenizer(name: str) -> Tokenizer:
-    """Return the tokenizer of that name; a UserError lists the known ones."""
+    """Return the tokenizer of that name in the table; a UserError lists the known ones."""
     if name not in _VOCABULARIES:
         raise UserError(
             f"unknown tokenizer {name!r}: expected one of {', '.join(_VOCABULARIES)}{suggestion(name, _VOCABULARIES)}"
