@@ -123,10 +123,14 @@ def _row(rank: int, plan: Plan) -> tuple[str, ...]:
         training.recompute_granularity,
         f"{_gb(plan.memory.total)} GB",
         f"{plan.speed.bubble:.1%}",
-        f"{plan.speed.step_seconds:.3g} s",
+        _seconds(plan.speed.step_seconds),
         f"{plan.speed.tokens_per_second:,.0f}",
         f"{plan.speed.mfu:.0%}",
     )
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s" if value >= 0.1 else f"{1e3 * value:.3g} ms"
 
 
 def _gb(value: float) -> str:

@@ -137,9 +137,9 @@ def test_built_without_hardware_processes_hold_what_was_estimated(plan, replicas
 @pytest.mark.timeout(120)
 def test_four_thousand_processes_are_built_in_one(plan):
     code, text, _ = plan(
-        "--gpu", "h100", "--num-gpus", "4096", "--preset", "tiny", "--global-batch-size", "4096", "--top", "1", "--check",
-        "--tensor-model-parallel-size", "1", "--pipeline-model-parallel-size", "1", "--data-parallel-replicate-size", "1",
-        "--context-parallel-size", "1", "--data-parallel-sharding", "zero3",
+        "--gpu", "h100", "--num-gpus", "4096", "--preset", "tiny", "--global-batch-size", "4096",
+        "--tensor-model-parallel-size", "1", "--pipeline-model-parallel-size", "1", "--context-parallel-size", "1",
+        "--data-parallel-sharding", "zero3", "--data-parallel-replicate-size", "1", "--top", "1", "--check",
     )  # fmt: skip
     assert code == 0, text
     assert "rank 4095:" in text

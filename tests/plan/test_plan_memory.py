@@ -6,6 +6,17 @@ import pytest
 import torch
 from pipeline_orders import most_in_flight, order
 from torch import Tensor
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from megatron_plm.config.layout import Layout
@@ -14,6 +25,7 @@ from megatron_plm.model.attention import Sequences
 from megatron_plm.model.heads import MaskedLanguageModelHead, summed_cross_entropy
 from megatron_plm.model.layers import RotaryEmbedding
 from megatron_plm.model.transformer import Block
+from megatron_plm.plan.check import pretended_rank
 from megatron_plm.plan.memory import (
     FP32,
     block_activation_bytes,
@@ -36,11 +48,11 @@ def shape(hidden: int, heads: int, ffn: int | None, layers: int = 1) -> ModelOpt
 
 
 def saved_bytes(run, parameters) -> int:
-    """Bytes of the storages that autograd keeps while `run` computes its result, without the parameters'."""
-    known, found = {p.untyped_storage().data_ptr() for p in parameters}, {}
+    """Bytes of this process's storages that autograd keeps while `run` computes, without the parameters'."""
+    known, found = {local(p).untyped_storage().data_ptr() for p in parameters}, {}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
+        storage = local(tensor).untyped_storage()
         if storage.data_ptr() not in known:
             found[storage.data_ptr()] = storage.nbytes()
         return tensor
@@ -49,6 +61,11 @@ def saved_bytes(run, parameters) -> int:
         result = run()
     del result
     return sum(found.values())
+
+
+def local(tensor: Tensor) -> Tensor:
+    tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.wait() if isinstance(tensor, AsyncCollectiveTensor) else tensor
 
 
 def block_and_input(model: ModelOptions, dtype: torch.dtype):
@@ -80,6 +97,35 @@ def test_in_bfloat16_a_block_saves_what_the_formula_counts_and_a_copy_that_only_
     statistics = 4 * (FP32 - 2)  # of the LayerNorms, in bfloat16 on the CPU
     counted = block_activation_bytes(config_of(model, bf16=True)) + joined - statistics + 2 * model.head_dim * 2
     assert saved == B * L * counted
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_a_block_of_tensor_parallelism_saves_exactly_what_the_formula_counts(sequence_parallel):
+    model, column = shape(96, 6, 192), ColwiseParallel()
+    styles: dict[str, ParallelStyle] = {"attention.qkv": column, "mlp.up": column}
+    if sequence_parallel:
+        row = RowwiseParallel(output_layouts=Shard(1), use_local_output=False)
+        gathered = {"use_local_output": True}
+        styles |= {
+            "attention_norm": SequenceParallel(),
+            "attention": PrepareModuleInput(
+                input_layouts=(Shard(1), None, None), desired_input_layouts=(Replicate(), None, None), **gathered
+            ),
+            "mlp_norm": SequenceParallel(),
+            "mlp": PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),), **gathered),
+        }
+    else:
+        row = RowwiseParallel()
+    block, (x_BLD, *others) = block_and_input(model, torch.float32)
+    with pretended_rank(0, 2):
+        mesh = init_device_mesh("cpu", (2,))
+        parallelize_module(block, mesh, styles | {"attention.out": row, "mlp.down": row})
+        if sequence_parallel:
+            x_BLD = DTensor.from_local(x_BLD[:, : L // 2].detach().clone().requires_grad_(), mesh, [Shard(1)])
+        saved = saved_bytes(lambda: block(x_BLD, *others), block.parameters())
+    parallel = ParallelOptions(tensor_model_parallel_size=2, sequence_parallel=sequence_parallel)
+    counted = block_activation_bytes(replace(config_of(model), parallel=parallel))
+    assert saved == B * L * (counted + 2 * model.head_dim * FP32)
 
 
 def test_full_recomputation_saves_the_input_only():
