@@ -19,6 +19,7 @@ VERBS = {
     "tape-eval": ("tape_finetune.evaluate", "score a fine-tuned model on a split"),
     "structures-to-tape": ("tape_finetune.structures_to_tape", "PDB and mmCIF files to TAPE records"),
     "benchmark": ("megatron_plm.benchmark.command", "measure the speed against the peers"),
+    "plan": ("megatron_plm.plan.command", "layouts of a number of GPUs that fit a model, by estimated speed"),
     "report": ("megatron_plm.report.command", "one HTML page from runs and results"),
 }
 
