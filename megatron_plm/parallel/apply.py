@@ -79,7 +79,7 @@ def build_model(config: Config, tokenizer: Tokenizer, world: World) -> ParallelM
 
     The weights are the same for every layout. No process ever holds more than its part.
     """
-    parts, num_parameters = _assembled(config, tokenizer, world)
+    parts, num_parameters = assemble(config, tokenizer, world)
     for part in parts:
         part.to_empty(device=world.device)
         initialize(part, config.model, config.training.seed, piece=_piece)
@@ -90,8 +90,8 @@ def build_model(config: Config, tokenizer: Tokenizer, world: World) -> ParallelM
     return ParallelModel(parts, originals, copies, _passes(parts, config, tokenizer, world), world, num_parameters)
 
 
-def _assembled(config: Config, tokenizer: Tokenizer, world: World) -> tuple[list[nn.Module], int]:
-    """The parts without memory, and the number of parameters of the whole model."""
+def assemble(config: Config, tokenizer: Tokenizer, world: World) -> tuple[list[nn.Module], int]:
+    """This process's parts of the model, with shapes and no memory, and the number of parameters of the whole."""
     layers = stage_layers(config.parallel, config.model.num_layers)
     pp = world.layout.pp
     parts: list[nn.Module] = []

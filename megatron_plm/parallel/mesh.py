@@ -157,16 +157,22 @@ def joined_world(
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         _check_same(store, rank, description)
-        layout = Layout.of(options or ParallelOptions(), size)
-        pp, dp_replicate, dp_shard, cp, tp = layout.sizes
-        mesh = init_device_mesh(device.type, (pp, dp_replicate, dp_shard * cp, tp), mesh_dim_names=MESH_DIMS)
-        cp_group = None
-        if cp > 1:
-            ranks = torch.arange(size).view(-1, cp, tp).transpose(1, 2).reshape(-1, cp)
-            cp_group, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
-        yield World(rank, size, device, mesh, layout, cp_group, store)
+        yield arranged_world(options or ParallelOptions(), device, store)
     finally:
         dist.destroy_process_group()
+
+
+def arranged_world(options: ParallelOptions, device: torch.device, store: Store | None = None) -> World:
+    """The processes of the group that was joined, in the layout that `options` ask for. Collective."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    layout = Layout.of(options, size)
+    pp, dp_replicate, dp_shard, cp, tp = layout.sizes
+    mesh = init_device_mesh(device.type, (pp, dp_replicate, dp_shard * cp, tp), mesh_dim_names=MESH_DIMS)
+    cp_group = None
+    if cp > 1:
+        ranks = torch.arange(size).view(-1, cp, tp).transpose(1, 2).reshape(-1, cp)
+        cp_group, _ = dist.new_subgroups_by_enumeration(ranks.tolist())
+    return World(rank, size, device, mesh, layout, cp_group, store)
 
 
 def _check_same(store: Store, rank: int, description: str) -> None:

@@ -11,15 +11,12 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from megatron_plm.config.layout import Layout
 from megatron_plm.config.options import Config
-from megatron_plm.errors import UserError
-from megatron_plm.model.transformer import MaskedLanguageModel
-from megatron_plm.parallel.apply import parallelize
-from megatron_plm.parallel.mesh import MESH_DIMS, World
+from megatron_plm.parallel.apply import assemble
+from megatron_plm.parallel.mesh import arranged_world
 from megatron_plm.plan.memory import FP32
 from megatron_plm.plan.parameters import Part, pipeline_parts
 from megatron_plm.plan.search import Plan
@@ -38,25 +35,11 @@ class Kind:
     rank: int  # the first of them, in the whole layout
 
 
-def build_on_meta(config: Config, rank: int, world_size: int) -> list[nn.Module]:
-    """What process `rank` of `world_size` trains, stage by stage, with shapes and no values.
-
-    Needs a process group of that size and rank, which may be a fake one.
-    """
-    layout = Layout.of(config.parallel, world_size)
-    if layout.tp > 1 or layout.pp > 1:
-        raise UserError(
-            "--check builds no tensor or pipeline parallelism yet; give --tensor-model-parallel-size 1 "
-            "--pipeline-model-parallel-size 1 with it"
-        )
-    sizes = (layout.pp, layout.dp_replicate, layout.dp_shard * layout.cp, layout.tp)
-    mesh = init_device_mesh("cpu", sizes, mesh_dim_names=MESH_DIMS)
-    sharded = mesh["dp_replicate", "dp_shard_cp"] if layout.dp_replicate > 1 else mesh["dp_shard_cp"]
-    with torch.device("meta"):
-        model = MaskedLanguageModel(config.model, get_tokenizer(config.model.tokenizer))
-    world = World(rank, world_size, torch.device("meta"), sharded, layout)
-    parallelize(model, world, bf16=config.training.bf16, recompute=config.training.recompute_granularity == "full")
-    return [model]
+def build_on_meta(config: Config) -> list[nn.Module]:
+    """What this process of the group that was joined, which may be a fake one, trains: shapes without values."""
+    world = arranged_world(config.parallel, torch.device("cpu"))
+    parts, _ = assemble(config, get_tokenizer(config.model.tokenizer), world)
+    return parts
 
 
 def held_parameters(modules: list[nn.Module]) -> int:
@@ -85,7 +68,7 @@ def check(plan: Plan, vocab_size: int) -> int:
     print(f"\nbuilt without hardware: {layout}, {layout.world_size} processes, one of each kind")
     for kind in kinds(plan.config, layout):
         with pretended_rank(kind.rank, layout.world_size):
-            built = held_parameters(build_on_meta(plan.config, kind.rank, layout.world_size))
+            built = held_parameters(build_on_meta(plan.config))
         estimated = estimated_parameters(plan.config, layout, kind, vocab_size)
         differing += built != estimated
         verdict = "as estimated" if built == estimated else f"estimated {estimated:,}"

@@ -45,7 +45,7 @@ def on_meta(model: ModelOptions) -> nn.Module:
 def test_the_count_is_that_of_the_model(model):
     built = on_meta(model)
     assert parameter_count(model, VOCAB) == sum(p.numel() for p in built.parameters())
-    shapes = Counter(tuple(p.shape) for p in built.encoder.blocks[0].parameters())
+    shapes = Counter(tuple(p.shape) for p in built.encoder.blocks["0"].parameters())
     assert shapes == Counter(weight.shape for weight in block_weights(model))
 
 

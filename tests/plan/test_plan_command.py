@@ -121,16 +121,25 @@ def test_what_is_required_is_named(plan):
     assert "--gpu, --num-gpus" in plan("--preset", "tiny")[2]
 
 
-@pytest.mark.parametrize("replicas", [1, 4])
-def test_built_without_hardware_processes_hold_what_was_estimated(plan, replicas):
+@pytest.mark.parametrize(
+    ("tp", "pp", "cp", "replicas", "ranks"),
+    [
+        (1, 1, 2, 1, [0, 63]),
+        (1, 1, 2, 4, [0, 15]),
+        (2, 1, 1, 1, [0, 62]),
+        (2, 2, 2, 2, [0, 14, 32, 46]),  # the first and the last shard of both stages
+    ],
+)
+def test_built_without_hardware_processes_hold_what_was_estimated(plan, tp, pp, cp, replicas, ranks):
     code, text, _ = plan(
         "--gpu", "h100", "--num-gpus", "64", "--preset", "tiny", "--global-batch-size", "64",
-        "--tensor-model-parallel-size", "1", "--pipeline-model-parallel-size", "1", "--context-parallel-size", "2",
-        "--data-parallel-sharding", "zero3", "--data-parallel-replicate-size", str(replicas), "--top", "1", "--check",
+        "--tensor-model-parallel-size", str(tp), "--pipeline-model-parallel-size", str(pp), "--context-parallel-size",
+        str(cp), "--data-parallel-sharding", "zero3", "--data-parallel-replicate-size", str(replicas),
+        "--pipeline-schedule", "1f1b", "--top", "1", "--check",
     )  # fmt: skip
     assert code == 0, text
     built = [line for line in text.splitlines() if line.startswith("rank ")]
-    assert [line.split(":")[0] for line in built] == ["rank 0", f"rank {64 // replicas - 1}"]
+    assert [int(line.split(":")[0].removeprefix("rank ")) for line in built] == ranks
     assert all("(as estimated)" in line for line in built)
 
 

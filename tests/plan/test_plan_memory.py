@@ -273,8 +273,7 @@ def test_a_pipeline_makes_room_for_every_micro_batch_of_a_step():
 def test_the_estimate_is_near_what_cuda_allocates(recompute):
     from torch.optim import AdamW
 
-    from megatron_plm.model.transformer import MaskedLanguageModel
-    from megatron_plm.parallel.apply import parallelize
+    from megatron_plm.parallel.apply import build_model
     from megatron_plm.parallel.mesh import joined_world
     from megatron_plm.tokenizers import get_tokenizer
 
@@ -286,8 +285,7 @@ def test_the_estimate_is_near_what_cuda_allocates(recompute):
         ),
     )
     with joined_world(force_group=True) as world:
-        model = MaskedLanguageModel(model_options, get_tokenizer("esm2")).to(world.device)
-        parallelize(model, world, bf16=True, recompute=recompute == "full")
+        (model,) = build_model(config, get_tokenizer("esm2"), world).parts
         optimizer = AdamW(model.parameters(), fused=True)
         tokens = torch.randint(4, 24, (rows, length), device=world.device)
         positions = torch.arange(length, device=world.device).expand(rows, length)
