@@ -1,4 +1,4 @@
-"""A cluster of two nodes on this machine: stand-ins for `srun`, `scontrol` and `blaunch` that do what our scripts ask."""
+"""A cluster of two nodes on this machine: stand-ins for `srun`, `scontrol` and `blaunch`, as far as we use them."""
 
 import os
 import signal
