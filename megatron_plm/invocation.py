@@ -11,6 +11,7 @@ _FILES = {
     "preprocess-data": "tools/preprocess_data.py",
     "inspect-data": "tools/inspect_data.py",
     "merge-datasets": "tools/merge_datasets.py",
+    "preflight": "tools/preflight.py",
     "convert-checkpoint": "tools/convert_checkpoint.py",
     "structures-to-tape": "tools/structures_to_tape.py",
     "benchmark": "tools/benchmark.py",

@@ -35,6 +35,7 @@ ROOMS = {
         {"safetensors", "transformers"},
     ),
     "convert": ({"model", "tokenizers", "config", "checkpoint_format", "distributed_checkpoint"}, {"torch.optim"}),
+    "preflight": ({"parallel", "model", "tokenizers", "config", "checkpoint_format"}, {"torch.optim"}),
     "report": ({"config"}, {"torch", "numpy"}),
     "benchmark": ({"training", "parallel", "model", "data", "tokenizers", "config"}, set()),
     "cli": (set(), {"torch", "numpy"}),
