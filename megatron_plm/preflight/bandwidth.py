@@ -81,7 +81,7 @@ def _send_onwards(buffer: torch.Tensor, group: dist.ProcessGroup) -> None:
 
 
 def _check(world: World, dim: str, name: str, speed: float, on_links: float, group: dist.ProcessGroup) -> Check:
-    """Compare the groups of a dim with each other; a group is as fast as its slowest process."""
+    """The groups of a dim compared; a group, named by its first rank, is as fast as its slowest process."""
     first = min(dist.get_process_group_ranks(group))
     mine = [0.0] * (2 * world.size)
     mine[world.rank], mine[world.size + world.rank] = speed, float(first)
@@ -89,14 +89,23 @@ def _check(world: World, dim: str, name: str, speed: float, on_links: float, gro
     slowest: dict[int, float] = {}
     for theirs, group_first in zip(told[: world.size], map(int, told[world.size :]), strict=True):
         slowest[group_first] = min(theirs, slowest.get(group_first, theirs))
-    worst = min(slowest, key=lambda key: slowest[key])
-    median = statistics.median(slowest.values())
-    good = slowest[worst] >= _SLOW * median
-    text = f"{median / 1e9:.2f} GB/s ({median * on_links / 1e9:.2f} on the links) among "
-    text += f"{dist.get_world_size(group)} processes"
-    if len(slowest) > 1:
-        text += f" in the median of {len(slowest)} groups, {slowest[worst] / 1e9:.2f} GB/s in the slowest"
+    return compare_groups(f"{dim} {name}", slowest, size=dist.get_world_size(group), on_links=on_links)
+
+
+def compare_groups(name: str, speeds: dict[int, float], *, size: int, on_links: float) -> Check:
+    """Whether one group of a dim holds up the others.
+
+    Args:
+        speeds: algorithm bandwidth of each group in bytes a second, by the group's first rank.
+        size: processes of a group.
+        on_links: bus bandwidth over algorithm bandwidth.
+    """
+    worst = min(speeds, key=lambda rank: speeds[rank])
+    median = statistics.median(speeds.values())
+    good = speeds[worst] >= _SLOW * median
+    text = f"{median / 1e9:.2f} GB/s ({median * on_links / 1e9:.2f} on the links) among {size} processes"
+    if len(speeds) > 1:
+        text += f" in the median of {len(speeds)} groups, {speeds[worst] / 1e9:.2f} GB/s in the slowest"
     if not good:
         text += f", that of rank {worst}; look for a bad link or another program there"
-    values = {"GB/s": {str(rank): value / 1e9 for rank, value in slowest.items()}}
-    return Check(f"{dim} {name}", good, text, values)
+    return Check(name, good, text, {"GB/s": {str(rank): speed / 1e9 for rank, speed in speeds.items()}})

@@ -13,6 +13,7 @@ import torch
 from megatron_plm.config.load import to_toml
 from megatron_plm.config.options import Config
 from megatron_plm.machine import package_versions
+from megatron_plm.parallel.mesh import local_rank
 from megatron_plm.preflight.page import Check
 
 # Differences in these make collectives hang or crash, so nothing is measured with them.
@@ -26,8 +27,8 @@ _FREE_GPU_MEMORY = 0.9  # share of a GPU; what another program left running ther
 def own_facts(config: Config) -> dict[str, Any]:
     """The facts of this process, in values that JSON can hold: groups of what must be equal, then numbers."""
     gpu = torch.cuda.is_available()
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device()) if gpu else None
-    free = torch.cuda.mem_get_info() if gpu else None
+    properties = torch.cuda.get_device_properties(local_rank()) if gpu else None
+    free = torch.cuda.mem_get_info(local_rank()) if gpu else None
     return {
         "equal": {
             "versions": {
@@ -46,7 +47,7 @@ def own_facts(config: Config) -> dict[str, Any]:
             "variables": {
                 name: value
                 for name, value in sorted(os.environ.items())
-                if name.startswith(("NCCL_", "TORCH_NCCL_", "GLOO_")) or name == "OMP_NUM_THREADS"
+                if name.startswith(("NCCL_", "TORCH_NCCL_", "GLOO_"))
             },
         },
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],

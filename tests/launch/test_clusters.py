@@ -83,6 +83,19 @@ def test_a_job_of_lsf_saves_on_all_hosts_when_the_first_is_warned(cluster, pair_
     assert checkpoint(run).resolve() == checkpoint(run, records(run, "end")[0]["step"])
 
 
+def test_a_job_of_slurm_runs_the_preflight_and_ends_with_its_verdict(cluster, tmp_path):
+    flags = ["--preset=tiny", f"--save={tmp_path}", f"--load={tmp_path}", "--storage-mebibytes=1"]
+    no_space = "--keep-last=1000000000000"
+    program = {"PROGRAM": "tools/preflight.py"}
+    job = cluster.start(["bash", SLURM, *flags, no_space], {**cluster.slurm(), **program})
+    output, errors = finish(job)
+    assert job.returncode == 1, errors
+    assert "Traceback" not in errors, errors
+    assert output.startswith("Preflight of 2 processes on 2 nodes: ")
+    assert output.endswith("RED: free space\n")
+    assert cluster.log("scontrol") == ""
+
+
 @pytest.mark.parametrize("script", [SLURM, LSF], ids=lambda path: path.name)
 def test_a_script_refuses_what_could_not_be_requeued(script, cluster, tmp_path):
     for folder, flags, said in (

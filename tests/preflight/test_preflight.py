@@ -1,17 +1,16 @@
 """The preflight is green where a run can go, and red, with the place, where one thing is wrong."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 from preflight_work import CASES, FLAGS, little_space, work
-from pretraining_runs import LAUNCHER, checkpoint, in_two_processes, launcher_environment, pretrain
-from processes import REPOSITORY
+from pretraining_runs import checkpoint, in_two_processes, pretrain
 
 from megatron_plm.config.load import load_config
 from megatron_plm.errors import run_command
 from megatron_plm.preflight import command, storage
+from megatron_plm.preflight.bandwidth import compare_groups
 from megatron_plm.preflight.facts import check_equal, check_limits
 from megatron_plm.preflight.page import Check, is_green, page
 from megatron_plm.preflight.storage import checkpoint_bytes
@@ -193,12 +192,12 @@ def test_colour_marks_what_is_good_and_bad():
     assert text.endswith("\033[31mRED: bb\033[0m")
 
 
-def test_the_launcher_starts_it_and_passes_its_verdict_on(tmp_path):
-    environment = {**launcher_environment(2), "PROGRAM": str(REPOSITORY / "tools" / "preflight.py")}
-    done = subprocess.run(
-        [LAUNCHER, *FLAGS, f"--save={tmp_path}", "--no-bandwidth", "--keep-last=1000000000000"],
-        env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert done.stdout.endswith("RED: free space\n")
-    assert "Traceback" not in done.stderr
+def test_a_group_at_less_than_half_the_speed_of_the_others_is_red():
+    speeds = {0: 40e9, 8: 42e9, 16: 41e9, 24: 21e9}
+    assert compare_groups("tp all-reduce", speeds, size=8, on_links=1.75).good
+    slow = compare_groups("tp all-reduce", {**speeds, 24: 20e9}, size=8, on_links=1.75)
+    assert (slow.good, slow.text) == (
+        False,
+        "40.50 GB/s (70.88 on the links) among 8 processes in the median of 4 groups, 20.00 GB/s in the slowest, that "
+        "of rank 24; look for a bad link or another program there",
+    )
