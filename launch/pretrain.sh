@@ -3,29 +3,22 @@
 # Pretrains a protein language model. One file, two ways:
 #   launch/pretrain.sh FLAGS                               a shell runs it: it starts the processes itself
 #   torchrun --nproc-per-node 2 launch/pretrain.sh FLAGS   torchrun runs it: below, it is the Python program
-# The shell reads NPROC_PER_NODE (default 1), NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, and PYTHON.
+# The shell reads NPROC_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, or what Slurm, LSF or MPI say, started
+# once a node or once a process (megatron_plm/rendezvous.py), and PYTHON. PROGRAM=tools/preflight.py starts that instead.
 # Exit codes: 0 finished, 2 wrong input, 75 stopped by a signal and saved (run me again with --load), 1 failed.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ -z "${PYTHON:-}" ]; then
   PYTHON=python
   if [ -z "${VIRTUAL_ENV:-}" ] && [ -x "$root/.venv/bin/python" ]; then PYTHON="$root/.venv/bin/python"; fi
 fi
-wrong() { echo "error: $1" >&2; exit 2; }
-for name in NPROC_PER_NODE NNODES; do
-  [[ "${!name:-1}" =~ ^[1-9][0-9]*$ ]] || wrong "$name is ${!name}; give a whole number above 0"
-done
-if [ "${NNODES:-1}" != 1 ]; then
-  for name in NODE_RANK MASTER_ADDR; do
-    [ -n "${!name:-}" ] || wrong "$name is missing; with NNODES=$NNODES it is needed on every node"
-  done
-fi
-if [ "${NPROC_PER_NODE:-1}" = 1 ] && [ "${NNODES:-1}" = 1 ]; then
-  exec "$PYTHON" "$0" "$@"
+program=${PROGRAM:-$0}
+settings=$("$PYTHON" -P -m megatron_plm.rendezvous) || exit
+eval "$settings"
+# As one process: of several that something else starts, or alone.
+if [ -n "${RANK:-}" ] || [ "$NNODES $NPROC_PER_NODE" = "1 1" ]; then
+  exec "$PYTHON" "$program" "$@"
 fi
 
-# Unasked, torchrun gives each process one thread: share out the cores instead.
-cores=$(( $(nproc) / ${NPROC_PER_NODE:-1} ))
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( cores > 0 ? cores : 1 ))}"
 # A worker that is told to stop finishes its step and saves: torchrun would kill it after 30 seconds.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
 # Under nohup a hang-up stays without effect: then the shell cannot trap it, and torchrun must not.
@@ -34,9 +27,8 @@ signals=SIGTERM,SIGINT,SIGUSR1
 exit_code_file=$(mktemp)
 export MEGATRON_PLM_EXIT_CODE_FILE="$exit_code_file"
 rendezvous=(--standalone)
-if [ "${NNODES:-1}" != 1 ]; then
-  rendezvous=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR"
-    --master-port "${MASTER_PORT:-29500}")
+if [ "$NNODES" != 1 ]; then
+  rendezvous=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT")
 fi
 # torchrun ends a signalled run with a traceback of its own, although the workers have saved and said so. It leaves this
 # process group, so that Ctrl-C and `timeout`, which signal all of it, reach it once: by the trap below.
@@ -51,8 +43,8 @@ try:
 except SignalException:
     sys.exit(1)
 '
-"$PYTHON" -c "$agent_program" "${rendezvous[@]}" --nproc-per-node "${NPROC_PER_NODE:-1}" \
-  --signals-to-handle "$signals" "$0" "$@" &
+"$PYTHON" -c "$agent_program" "${rendezvous[@]}" --nproc-per-node "$NPROC_PER_NODE" \
+  --signals-to-handle "$signals" "$program" "$@" &
 agent=$!
 for name in ${signals//,/ }; do trap "kill -$name $agent 2>/dev/null" "$name"; done
 wait "$agent"; code=$?

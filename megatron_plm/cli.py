@@ -13,6 +13,7 @@ VERBS = {
     "train-tokenizer": ("megatron_plm.data.train_tokenizer", "a sentencepiece model from sequence files"),
     "inspect-data": ("megatron_plm.data.inspect.command", "what a dataset holds, and whether it is whole"),
     "merge-datasets": ("megatron_plm.data.merge", "several datasets to one"),
+    "preflight": ("megatron_plm.preflight.command", "check the machines of a cluster before a long run"),
     "pretrain": ("megatron_plm.training.pretrain", "train a protein language model"),
     "convert-checkpoint": ("megatron_plm.convert.command", "between checkpoint formats"),
     "tape-train": ("tape_finetune.train", "fine-tune on a labelled task and score it"),

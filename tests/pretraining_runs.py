@@ -85,26 +85,26 @@ def launcher_environment(num_processes: int) -> dict[str, str]:
     return environment(PYTHON=sys.executable, NPROC_PER_NODE=str(num_processes), OMP_NUM_THREADS="1")
 
 
-def in_two_processes(work: Callable[[Path], None], folder: Path, *, groups: int, seconds: float = 240) -> None:
-    """Call `work(folder)` in two processes with torchrun's environment variables; their output goes to files there.
+def in_processes(count: int, work: Callable[[Path], None], folder: Path, *, groups: int, seconds: float = 240) -> None:
+    """Call `work(folder)` in processes with torchrun's environment variables; their output goes to files there.
 
     They can form `groups` process groups one after another, each after `meet_anew`. Like torchrun's agent this process
     holds the stores where they meet: where the first process did, a quick one would find the last group's.
     """
     stores = [torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False) for _ in range(groups)]
     ports = " ".join(str(store.port) for store in stores)
-    context = torch.multiprocessing.spawn(_ranked, args=(work, folder, ports), nprocs=2, join=False)
+    context = torch.multiprocessing.spawn(_ranked, args=(count, work, folder, ports), nprocs=count, join=False)
     deadline = time.monotonic() + seconds
     while not context.join(timeout=1):
         if time.monotonic() > deadline:
             for process in context.processes:
                 process.kill()
-            raise TimeoutError(f"two processes ran for more than {seconds} seconds; see {folder}/output_*.txt")
+            raise TimeoutError(f"{count} processes ran for more than {seconds} seconds; see {folder}/output_*.txt")
 
 
-def _ranked(rank: int, work: Callable[[Path], None], folder: Path, ports: str) -> None:
+def _ranked(rank: int, count: int, work: Callable[[Path], None], folder: Path, ports: str) -> None:
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost")
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="localhost")
     os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", PORTS_TO_MEET=ports)
     output = folder / f"output_{rank}.txt"
     with output.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
@@ -121,6 +121,6 @@ def run_each(runs: dict[str, Sequence[object]], folder: Path) -> dict[str, int]:
 
 
 def meet_anew() -> None:
-    """Let the next process group of `in_two_processes` meet in a store of its own."""
+    """Let the next process group of `in_processes` meet in a store of its own."""
     if "PORTS_TO_MEET" in os.environ:
         os.environ["MASTER_PORT"], _, os.environ["PORTS_TO_MEET"] = os.environ["PORTS_TO_MEET"].partition(" ")

@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = "megatron_plm"
 
 # Importable by every room; none of them imports a room.
-FOUNDATION = {"errors", "arguments", "invocation", "files", "philox", "machine", "memory", "__init__"}
+FOUNDATION = {"errors", "arguments", "invocation", "files", "philox", "machine", "memory", "rendezvous", "__init__"}
 
 # room: (rooms it may import, modules from outside that it must not)
 ROOMS = {
@@ -36,6 +36,7 @@ ROOMS = {
     ),
     "convert": ({"model", "tokenizers", "config", "checkpoint_format", "distributed_checkpoint"}, {"torch.optim"}),
     "plan": ({"parallel", "model", "tokenizers", "config"}, {"torch.optim"}),
+    "preflight": ({"parallel", "model", "tokenizers", "config", "checkpoint_format"}, {"torch.optim"}),
     "report": ({"config"}, {"torch", "numpy"}),
     "benchmark": ({"training", "parallel", "model", "data", "tokenizers", "config"}, set()),
     "cli": (set(), {"torch", "numpy"}),

@@ -4,9 +4,11 @@ A golden dump, tests/config/golden/NAME.toml, is the resolved configuration. Aft
 
     PYTHONPATH=.:tests python tests/config/test_launch_configs.py
 
-writes them anew; the diff then shows what the change does to every shipped run.
+writes them anew; the diff then shows what the change does to every shipped run. A file made for a number of GPUs has it
+in its name.
 """
 
+import re
 from pathlib import Path
 
 import pytest
@@ -35,8 +37,13 @@ def test_a_shipped_configuration_resolves_to_its_golden_dump(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_a_shipped_configuration_can_run_on_one_process(path):
-    assert problems(load_config(["--config", str(path)])[0], world_size=1) == []
+def test_a_shipped_configuration_can_run_on_the_processes_it_is_made_for(path):
+    made_for = re.search(r"-(\d+)gpu$", path.stem)
+    assert problems(load_config(["--config", str(path)])[0], world_size=int(made_for[1]) if made_for else 1) == []
+
+
+def test_there_are_configurations_for_a_node_and_for_clusters():
+    assert {int(number) for path in CONFIGS for number in re.findall(r"-(\d+)gpu$", path.stem)} == {8, 64, 512}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -44,6 +51,7 @@ def test_a_shipped_configuration_runs_when_made_small(path, pair_data, tmp_path)
     small = [
         "--num-layers=1", "--hidden-size=32", "--num-attention-heads=2", "--seq-length=64", "--micro-batch-size=1",
         "--global-batch-size=1", "--train-iters=2", "--lr-warmup-iters=1", "--log-interval=1", "--eval-iters=1",
+        "--tensor-model-parallel-size=1", "--no-sequence-parallel", "--data-parallel-replicate-size=1",
     ]  # fmt: skip
     data = [f"--data-path={pair_data.train}", f"--valid-data-path={pair_data.valid}"]
     assert pretrain("--config", path, *small, *data, f"--save={tmp_path}") == 0
