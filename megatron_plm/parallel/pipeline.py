@@ -4,8 +4,10 @@ PyTorch's schedules order the passes and carry activations. They cut every tenso
 they get nothing but the number of each micro-batch: its rows every process computes itself and looks up.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +19,7 @@ from torch.distributed.pipelining.schedules import (
     ScheduleGPipe,
     ScheduleInterleaved1F1B,
     ScheduleZBVZeroBubble,
+    _ComputationType,
 )
 
 from megatron_plm.config.options import ParallelOptions
@@ -26,6 +29,13 @@ from megatron_plm.model.transformer import MaskedLanguageModel
 # Logits of a micro-batch, and the micro-batch: gives the loss that is differentiated.
 Criterion = Callable[[Tensor, Batch], Tensor]
 
+_FORWARD = {
+    _ComputationType.FORWARD,
+    _ComputationType.SEND_F,
+    _ComputationType.RECV_F,
+    _ComputationType.UNSHARD,
+    _ComputationType.RESHARD,
+}
 _SCHEDULES = {
     "gpipe": ScheduleGPipe,
     "1f1b": Schedule1F1B,
@@ -140,7 +150,7 @@ class PipelinePasses:
 
     def evaluate(self, micro_batches: Sequence[Batch], criterion: Criterion) -> None:
         """Run forward passes."""
-        with torch.no_grad():
+        with torch.no_grad(), _forward_only(self._schedule):
             self._run(micro_batches, criterion, self._schedule.eval)
 
     def _run(self, micro_batches: Sequence[Batch], criterion: Criterion, run: Callable[..., object]) -> None:
@@ -170,6 +180,24 @@ class PipelinePasses:
             last.copy_(first)
         elif self._shared_group is not None:
             dist.all_reduce(gradients[0], group=self._shared_group)
+
+
+@contextlib.contextmanager
+def _forward_only(schedule: Any) -> Iterator[None]:
+    """Leave the backward passes out of a schedule of several stages a process, which otherwise goes through them too,
+    and for zbv fails."""
+    order = getattr(schedule, "pipeline_order_with_comms", None)
+    if order is None:
+        yield
+        return
+    forward = {
+        rank: [action for action in actions if action.computation_type in _FORWARD] for rank, actions in order.items()
+    }
+    schedule.pipeline_order_with_comms = forward
+    try:
+        yield
+    finally:
+        schedule.pipeline_order_with_comms = order
 
 
 def _local(x: Tensor) -> Tensor:

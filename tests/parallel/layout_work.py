@@ -1,0 +1,36 @@
+"""What the tests of four processes run: runs at four layouts, each of which the others go on with."""
+
+from pathlib import Path
+
+from pretraining_runs import checkpoint, meet_anew, pretrain
+
+# Five blocks, which neither two nor four stages share out evenly, and heads that four processes have five each of.
+SHAPE = ["--num-layers=5", "--hidden-size=40", "--num-attention-heads=20", "--ffn-hidden-size=80"]
+RUN = [*SHAPE, "--train-iters=10", "--save-interval=5", "--eval-interval=5", "--micro-batch-size=2"]
+
+LAYOUTS = {
+    "hsdp": ["--data-parallel-replicate-size=2"],
+    "tp_sp": ["--tensor-model-parallel-size=2", "--sequence-parallel"],
+    "tp_pp": ["--tensor-model-parallel-size=2", "--pipeline-model-parallel-size=2", "--pipeline-schedule=interleaved"],
+    "pp_zbv": ["--pipeline-model-parallel-size=2", "--pipeline-schedule=zbv", "--data-parallel-sharding=zero2"],
+    "cp": ["--context-parallel-size=2", "--data-parallel-sharding=none"],
+}
+GO_ON = [name for name in LAYOUTS if name != "hsdp"]
+NUM_RUNS = len(LAYOUTS) + len(GO_ON) ** 2 + 3
+
+
+def work(flags: list[str], one_process: Path, folder: Path) -> None:
+    """Below `folder`: runs of ten steps by layout; LAYOUT_from_LAYOUT, which go on at step 5; others go on from one
+    process, and with another pipeline."""
+    runs = dict(LAYOUTS)
+    for name in GO_ON:
+        runs |= {f"{name}_from_{other}": [*LAYOUTS[name], f"--load={checkpoint(folder / other, 5)}"] for other in GO_ON}
+    runs["pp4_from_one"] = [
+        "--pipeline-model-parallel-size=4", "--pipeline-layout=0,2,3,0", f"--load={checkpoint(one_process, 5)}",
+    ]  # fmt: skip
+    runs["weights"] = [*LAYOUTS["pp_zbv"], f"--pretrained-checkpoint={checkpoint(one_process, 5)}", "--train-iters=1"]
+    runs["other_shape"] = [*LAYOUTS["tp_pp"], "--num-layers=6", f"--load={checkpoint(folder / 'hsdp', 5)}"]
+    for name, more in runs.items():
+        meet_anew()
+        code = pretrain(*flags, *RUN, *more, f"--save={folder / name}")
+        assert code == (2 if name == "other_shape" else 0), name

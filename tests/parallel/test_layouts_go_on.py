@@ -1,0 +1,82 @@
+"""Runs at one layout, saved and gone on with at another: the same losses, weights and validation as in one process."""
+
+import functools
+from pathlib import Path
+
+import pytest
+from layout_work import GO_ON, LAYOUTS, NUM_RUNS, RUN, work
+from pretraining_runs import (
+    checkpoint,
+    column,
+    in_processes,
+    largest_relative_difference,
+    pretrain,
+    read_tensors,
+    records,
+)
+
+# Only the order of additions differs; see test_two_processes.py.
+LOSS, GRAD_NORM, WEIGHTS = 1e-5, 1e-4, 1e-4
+
+
+@pytest.fixture(scope="module")
+def alone(pair_data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    assert pretrain(*pair_data.flags, *RUN, f"--save={folder}") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(pair_data, alone, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("layouts")
+    in_processes(4, functools.partial(work, pair_data.flags, alone), folder, groups=NUM_RUNS, seconds=290)
+    return folder
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_trains_saves_and_validates_as_one_process(folder, alone, name):
+    for quantity, tolerance in (("loss", LOSS), ("grad_norm", GRAD_NORM)):
+        ours, theirs = (column(run, "train", quantity) for run in (folder / name, alone))
+        assert len(ours) == 10
+        assert ours == pytest.approx(theirs, rel=tolerance)
+    for quantity in ("tokens", "consumed_tokens", "fill", "lr", "cropped", "epochs"):
+        assert column(folder / name, "train", quantity) == column(alone, "train", quantity)
+    for ours, theirs in zip(records(folder / name, "valid"), records(alone, "valid"), strict=True):
+        assert ours["num_labels"] == theirs["num_labels"]
+        for quantity in ("loss", "perplexity", "accuracy", "unigram_perplexity"):
+            assert ours[quantity] == pytest.approx(theirs[quantity], rel=1e-5)
+    tensors, expected = (read_tensors(checkpoint(run)) for run in (folder / name, alone))
+    for prefix in ("model.", "optimizer."):
+        assert largest_relative_difference(tensors, expected, prefix) < WEIGHTS
+
+
+@pytest.mark.parametrize("source", GO_ON)
+@pytest.mark.parametrize("target", GO_ON)
+def test_every_layout_goes_on_where_every_other_stopped(folder, alone, source, target):
+    run = folder / f"{target}_from_{source}"
+    assert column(run, "train", "step") == [6, 7, 8, 9, 10]
+    assert column(run, "train", "loss") == pytest.approx(column(alone, "train", "loss")[5:], rel=LOSS)
+    assert column(run, "train", "grad_norm") == pytest.approx(column(alone, "train", "grad_norm")[5:], rel=GRAD_NORM)
+
+
+def test_four_stages_with_a_layout_of_their_own_go_on_from_one_process(folder, alone):
+    run = folder / "pp4_from_one"
+    assert column(run, "train", "loss") == pytest.approx(column(alone, "train", "loss")[5:], rel=LOSS)
+    tensors, expected = (read_tensors(checkpoint(path)) for path in (run, alone))
+    assert largest_relative_difference(tensors, expected, "model.") < WEIGHTS
+    said = (folder / "output_0.txt").read_text()
+    assert "layout: pp 4, dp 1\npipeline 1f1b: blocks of the stages 0, 2, 3, 0; 4 micro-batches, bubble 43%\n" in said
+    assert (folder / "output_1.txt").read_text() == ""
+
+
+def test_one_process_goes_on_where_every_layout_stopped(folder, alone, pair_data, tmp_path):
+    for name in LAYOUTS:
+        load = f"--load={checkpoint(folder / name, 5)}"
+        assert pretrain(*pair_data.flags, *RUN, load, f"--save={tmp_path / name}") == 0
+        losses = column(tmp_path / name, "train", "loss")
+        assert losses == pytest.approx(column(alone, "train", "loss")[5:], rel=LOSS)
+
+
+def test_a_checkpoint_of_another_shape_is_refused_once(folder):
+    said = [(folder / f"output_{rank}.txt").read_text() for rank in range(4)]
+    assert sum(text.count("--num-layers was 5 there and is 6 here") for text in said) == 1

@@ -1,0 +1,30 @@
+"""Every layout trains as one process does: the cases of `tools/benchmark.py parity`, on a small model."""
+
+import pytest
+
+from megatron_plm.benchmark.parity import BARS, CASES, SHAPE, Case, compare
+
+# As long as what is measured, and smaller: the time goes into the passes of messages.
+SMALL = [*SHAPE.split(), "--num-layers=5", "--hidden-size=40", "--ffn-hidden-size=80", "--seq-length=64", "--lr=3e-3"]
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def found(pair_data):
+    shared = [*SMALL, f"--train-iters={STEPS}", f"--data-path={pair_data.train}"]
+    return compare([Case("one process", 1, ""), *CASES], shared, STEPS, lambda line: None)
+
+
+@pytest.mark.timeout(900)
+def test_one_process_learned_so_that_equal_losses_say_something(found):
+    losses = found["one process"]["loss"]
+    assert len(losses) == STEPS
+    assert losses[-1] < losses[0] - 0.2
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_layout_trains_as_one_process_does(found, case):
+    differences = found[case.name]["differences"]
+    assert len(found[case.name]["loss"]) == STEPS
+    for name, bar in BARS.items():
+        assert differences[name] <= bar, name
