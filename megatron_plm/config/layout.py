@@ -38,8 +38,9 @@ class Layout:
     def __str__(self) -> str:
         names = {"tp": self.tp, "cp": self.cp, "pp": self.pp, "dp": self.dp}
         told = [f"{name} {size}" for name, size in names.items() if size > 1 or name == "dp"]
-        replicas = f" ({self.dp_replicate} copies of {self.dp_shard} shards)" if self.dp > 1 else ""
-        return ", ".join(told) + replicas
+        counts = {"copies": self.dp_replicate, "shards": self.dp_shard}
+        kinds = " of ".join(f"{count} {name}" for name, count in counts.items() if count > 1)
+        return ", ".join(told) + (f" ({kinds})" if kinds else "")
 
     @staticmethod
     def of(options: ParallelOptions, world_size: int) -> "Layout":
