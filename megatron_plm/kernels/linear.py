@@ -26,7 +26,9 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`torch.nn.functional.linear(x, weight, bias)`, equal to it up to the order of additions; differentiable once."""
-    if not (_HAS_ONEDNN and _is_plain_fp32(x) and _is_plain_fp32(weight) and x.numel()):
+    # torch.compile chooses among the libraries itself.
+    plain = _HAS_ONEDNN and not torch.compiler.is_compiling() and _is_plain_fp32(x) and _is_plain_fp32(weight)
+    if not (plain and x.numel()):
         return F.linear(x, weight, bias)
     return _OneDnnLinear.apply(x, weight, bias)
 

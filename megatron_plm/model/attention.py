@@ -17,14 +17,15 @@ class Sequences:
 
     cu_seqlens: Tensor  # int32 [number of sequences + 1], from 0 to T; empty sequences are allowed
     max_length: int
-    lengths: tuple[int, ...] | None  # of the sequences that are not empty; None where flash attention is used
+    lengths: tuple[int, ...]  # of the sequences that are not empty; none where flash attention is used
+    flash: bool  # whether attention is one call for all
 
     @staticmethod
     def from_cu_seqlens(cu_seqlens: Tensor, max_length: int, dtype: torch.dtype) -> "Sequences":
         """Read the lengths where attention over `dtype` needs them; on a GPU, that makes the host wait."""
         if _has_flash_attention(cu_seqlens.device, dtype):
-            return Sequences(cu_seqlens, max_length, None)
-        return Sequences(cu_seqlens, max_length, tuple(n for n in cu_seqlens.diff().tolist() if n))
+            return Sequences(cu_seqlens, max_length, (), flash=True)
+        return Sequences(cu_seqlens, max_length, tuple(n for n in cu_seqlens.diff().tolist() if n), flash=False)
 
 
 def attention_path(device: torch.device, dtype: torch.dtype) -> str:
@@ -58,7 +59,7 @@ def packed_attention(
     On a GPU all sequences are one call of variable-length flash attention, which exists for 16-bit numbers only. In
     fp32, and on the CPU, each sequence is one call of the fused kernel.
     """
-    if sequences.lengths is None:
+    if sequences.flash:
         # Imported here: the module exists only in builds of torch that have the CUDA kernel.
         from torch.nn.attention.varlen import varlen_attn
 
@@ -68,6 +69,11 @@ def packed_attention(
         out_TNH = varlen_attn(q_TNH, k_TNH, v_TNH, cuts, cuts, longest, longest, **window)
         assert isinstance(out_TNH, Tensor)  # a pair only where the logarithms of the sums are asked for too
         return out_TNH
+    return _one_by_one(q_TNH, k_TNH, v_TNH, sequences, causal)
+
+
+@torch.compiler.disable  # other lengths in every batch: it would be compiled anew for each
+def _one_by_one(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, sequences: Sequences, causal: bool) -> Tensor:
     parts = (x.split(sequences.lengths) for x in (q_TNH, k_TNH, v_TNH))
     return torch.cat([_attend(q, k, v, causal) for q, k, v in zip(*parts, strict=True)])
 

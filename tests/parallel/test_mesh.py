@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch._inductor.compile_fx
 import torch.distributed as dist
 from pretraining_runs import same_bits
 from torch.distributed.fsdp import FSDPModule
 
+from megatron_plm.benchmark.parity import train_case
 from megatron_plm.config.options import Config, ModelOptions, TrainingOptions
 from megatron_plm.model.initialize import initialize
 from megatron_plm.model.transformer import MaskedLanguageModel
@@ -90,3 +92,19 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_weights_and_gradients_in_float3
         assert (seen, logits.dtype) == ([torch.bfloat16], torch.bfloat16)
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_compiled_blocks_train_as_plain_ones_and_are_compiled_once(pair_data, monkeypatch):
+    compiled = []
+    inductor = torch._inductor.compile_fx.compile_fx
+
+    def counted(graph, *rest, **how):
+        compiled.append(graph)
+        return inductor(graph, *rest, **how)
+
+    monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", counted)
+    flags = [*pair_data.flags, "--train-iters=6"]
+    (plain, _), (fast, _) = (train_case([*flags, *more], 6) for more in ([], ["--compile"]))
+    assert fast["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    assert compiled
+    assert len(compiled) <= 4, "what lies before and behind attention, which the blocks share"
