@@ -124,7 +124,7 @@ def check_devices() -> None:
 
 
 class OtherOptions(UserError):
-    """This process was started with other options than the first one."""
+    """A process was started with other options than the first one; all processes raise it."""
 
 
 @contextmanager
@@ -156,7 +156,7 @@ def joined_world(
     timeout = timedelta(minutes=timeout_minutes)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
-        _check_same(store, rank, description)
+        _check_same(store, rank, size, description)
         yield arranged_world(options or ParallelOptions(), device, store)
     finally:
         dist.destroy_process_group()
@@ -175,17 +175,20 @@ def arranged_world(options: ParallelOptions, device: torch.device, store: Store 
     return World(rank, size, device, mesh, layout, cp_group, store)
 
 
-def _check_same(store: Store, rank: int, description: str) -> None:
-    """Compare with the first process, by no collective: where options differ, groups may too."""
+def _check_same(store: Store, rank: int, size: int, description: str) -> None:
+    """Compare with the first process, by no collective: where options differ, groups may too. All raise alike."""
     if rank == 0:
         store.set("description", description)
-        return
-    first = store.get("description").decode()
-    if first == description:
-        return
-    theirs, ours = first.splitlines(), description.splitlines()
-    there, here = next(pair for pair in itertools.zip_longest(theirs, ours, fillvalue="nothing") if pair[0] != pair[1])
-    raise OtherOptions(
-        f"process {rank} was started with other options than process 0: {here} here, {there} there; start all with the "
-        "same command, files and version"
-    )
+    elif (first := store.get("description").decode()) != description:
+        lines = itertools.zip_longest(first.splitlines(), description.splitlines(), fillvalue="nothing")
+        there, here = next(pair for pair in lines if pair[0] != pair[1])
+        store.set(
+            "other_options",
+            f"process {rank} was started with other options than process 0: {here} here, {there} there; start all with "
+            "the same command, files and version",
+        )
+    if store.add("compared", 1) == size:
+        store.set("all_compared", "")
+    store.wait(["all_compared"])
+    if store.check(["other_options"]):
+        raise OtherOptions(store.get("other_options").decode())

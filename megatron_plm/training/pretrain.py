@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -58,17 +58,19 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         error.told = local_rank() > 0  # all processes of a machine find it alike
         raise
-    group = joined_world(
-        config.parallel,
-        force_group=config.training.bf16,
-        timeout_minutes=config.training.distributed_timeout_minutes,
-        description=f"version = {__version__}\n{to_toml(config)}data = {datasets.train.sha256}",
-    )
     with contextlib.ExitStack() as stack:
         try:
-            world = stack.enter_context(group)
+            world = stack.enter_context(
+                joined_world(
+                    config.parallel,
+                    force_group=config.training.bf16,
+                    timeout_minutes=config.training.distributed_timeout_minutes,
+                    description=f"version = {__version__}\n{to_toml(config)}data = {datasets.train.sha256}",
+                )
+            )
         except OtherOptions as error:
-            _end_alone(error)
+            error.told = int(os.environ["RANK"]) > 0
+            raise
         try:
             stack.enter_context(own_run_directory(config, world))
             return EXIT_CODES[_pretrain(config, world, datasets, argv)]
@@ -76,14 +78,9 @@ def main(argv: Sequence[str]) -> int:
             error.told = error.told or not world.is_first(str(error))
             if world.all_come("an error", seconds=_SECONDS_TO_AGREE):
                 raise
-            _end_alone(error)
-
-
-def _end_alone(error: UserError) -> NoReturn:
-    """End this process by an error that the others know nothing of, and would wait for it: a crash makes torchrun end
-    them."""
-    tell(error)
-    raise SystemExit(error.exit_code) from None
+            # The others know nothing of it and would wait for this process: a crash makes torchrun end them.
+            tell(error)
+            raise SystemExit(error.exit_code) from None
 
 
 def launch(argv: Sequence[str]) -> int:
