@@ -9,6 +9,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4},
     "esm2-8m": {"num_layers": 6, "hidden_size": 320, "num_attention_heads": 20},
     "esm2-35m": {"num_layers": 12, "hidden_size": 480, "num_attention_heads": 20},
+    "esm2-150m": {"num_layers": 30, "hidden_size": 640, "num_attention_heads": 20},
+    "esm2-650m": {"num_layers": 33, "hidden_size": 1280, "num_attention_heads": 20},
+    "esm2-3b": {"num_layers": 36, "hidden_size": 2560, "num_attention_heads": 40},
+    "esm2-15b": {"num_layers": 48, "hidden_size": 5120, "num_attention_heads": 40},
 }
 
 

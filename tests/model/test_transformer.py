@@ -8,6 +8,7 @@ from transformers_peer import esm_config
 
 from megatron_plm.config.load import load_config
 from megatron_plm.config.options import ModelOptions
+from megatron_plm.config.presets import PRESETS
 from megatron_plm.model.transformer import MaskedLanguageModel
 
 LENGTHS = [3, 17, 9, 30, 10, 24]
@@ -126,7 +127,7 @@ def test_output_matrix_is_the_token_embedding(proteins):
     assert (logits[..., 7] - logits[..., 5]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("preset", ["esm2-8m", "esm2-35m"])
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name.startswith("esm2")])
 def test_presets_have_the_parameters_of_transformers_esm(preset):
     options = load_config(["--preset", preset])[0].model
     with torch.device("meta"):
