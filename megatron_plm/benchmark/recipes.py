@@ -93,6 +93,8 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     (TMPDIR).
     """
     proteins = list(_sequences(options.input))
+    if not proteins:
+        raise UserError(f"--input {options.input}: no sequence in it; give a FASTA file of proteins")
     found = {}
     for name, recipe in RECIPES.items():
         with tempfile.TemporaryDirectory(prefix="benchmark-recipes-") as scratch:
@@ -180,7 +182,7 @@ def _compressed(path: Path) -> BinaryIO:
 
 def _sequences(fasta: str) -> Iterator[str]:
     lines: list[str] = []
-    for line in b"".join(BlockReader(fasta)).decode("ascii").splitlines():
+    for line in b"".join(BlockReader(fasta)).decode("latin-1").splitlines():
         if not line.startswith(">"):
             lines.append(line)
         elif lines:

@@ -74,6 +74,16 @@ class BlockReader:
         self._waiting = memoryview(found)
         return found
 
+    def skip_lines(self, count: int) -> int:
+        """Take the first `count` lines; returns how many there were."""
+        skipped = 0
+        while skipped < count and (waiting := self.peek(1)):
+            end = 0
+            while skipped < count and (found := waiting.find(b"\n", end)) >= 0:
+                skipped, end = skipped + 1, found + 1
+            self._waiting = self._waiting[end if skipped == count else len(waiting) :]
+        return skipped
+
     def readinto(self, buffer: memoryview) -> int:
         """Fill `buffer`; returns how many bytes it now holds, fewer than all only at the end of the content."""
         self._start()

@@ -17,6 +17,7 @@ import secrets
 import shlex
 import shutil
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -71,6 +72,8 @@ class IndexedDatasetWriter:
         self._sha256 = hashlib.sha256()
         self._hashing = _InOrder(self._sha256.update, threaded=workers > 1)
         self._cleanup = contextlib.ExitStack()
+        self._work_folder: Path | None = None
+        self._work_folder_lock = threading.Lock()
 
     def __enter__(self) -> "IndexedDatasetWriter":
         with contextlib.ExitStack() as stack, write_errors_told(self.paths.bin):
@@ -98,12 +101,17 @@ class IndexedDatasetWriter:
             self._cleanup.close()
 
     def work_folder(self) -> Path:
-        """Make a folder beside the dataset for the caller's temporary files; it goes when the writer is left."""
-        folder = self.paths.bin.with_name(f"{self.paths.bin.stem}.work.{secrets.token_hex(_TOKEN_BYTES)}.tmp")
-        with write_errors_told(folder):
-            folder.mkdir()
-        self._cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
-        return folder
+        """The folder beside the dataset for the caller's temporary files, made when it is first asked for, by whichever
+        thread; it goes when the writer is left."""
+        with self._work_folder_lock:
+            if self._work_folder is None:
+                name = f"{self.paths.bin.stem}.work.{secrets.token_hex(_TOKEN_BYTES)}.tmp"
+                folder = self.paths.bin.with_name(name)
+                with write_errors_told(folder):
+                    folder.mkdir()
+                self._cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+                self._work_folder = folder
+            return self._work_folder
 
     def append(
         self,
@@ -151,6 +159,9 @@ class IndexedDatasetWriter:
             os.fsync(self._idx.fileno())
 
     def _check_free(self) -> None:
+        for path in _all(self.paths):
+            if path.is_dir():
+                raise UserError(f"output '{path}' is a folder: choose another --output-prefix, or move it away")
         existing = [f"'{path}'" for path in _all(self.paths) if path.exists()]
         if existing and not self._force:
             raise UserError(
@@ -188,15 +199,19 @@ def publish(writers: Sequence[IndexedDatasetWriter]) -> None:
     """Give the files of completed datasets their names, all or, where one of the names is taken, none.
 
     All old datasets lose .json and .idx before the first new file gets its name, and each kind of file is renamed for
-    all before the next: killed on the way, no old dataset opens beside a new one. A failure removes all files.
+    all before the next: killed on the way, no old dataset opens beside a new one. A failure removes all files, unless
+    it comes before anything was changed.
     """
     for writer in writers:
         writer._check_free()
+    changed = False
     try:
         for writer in writers:
-            with write_errors_told(writer.paths.bin):
-                for path in (writer.paths.json, writer.paths.idx):
+            for path in (writer.paths.json, writer.paths.idx):
+                with write_errors_told(path):
                     path.unlink(missing_ok=True)
+                changed = True
+            with write_errors_told(writer.paths.bin):
                 sync(writer.paths.bin.parent)
         for kind in zip(*(zip(_all(one._temporary), _all(one.paths), strict=True) for one in writers), strict=True):
             for temporary, path in kind:
@@ -206,7 +221,7 @@ def publish(writers: Sequence[IndexedDatasetWriter]) -> None:
             with write_errors_told(writer.paths.bin):
                 sync(writer.paths.bin.parent)
     except BaseException:
-        for writer in writers:
+        for writer in writers if changed else ():
             with contextlib.suppress(OSError):
                 _remove(writer.paths)
         raise

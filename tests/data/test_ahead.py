@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import ESM2, write
+from reading import COMPRESS, ESM2, write
 
 from megatron_plm.data.readers import SequenceReader, ahead, open_inputs, ranges
 from megatron_plm.data.readers.ranges import RangeFile
@@ -90,12 +90,50 @@ def test_reading_that_is_given_up_ends_its_threads(many: list[Path]) -> None:
     assert threading.active_count() == threads
 
 
-def test_the_disk_being_full_is_told_by_whoever_takes_the_results(many: list[Path]) -> None:
-    def full() -> Path:
+def test_the_disk_being_full_is_told_by_whoever_takes_the_results(
+    many: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
-        list(SequenceReader(ESM2, workers=3).read(open_inputs(many), folder=full))
+    monkeypatch.setattr(ahead.os, "pwrite", full)
+    with pytest.raises(UserError, match=rf"{tmp_path}: cannot be written: No space left on device; free some space"):
+        list(SequenceReader(ESM2, workers=3).read(open_inputs(many), folder=lambda: tmp_path))
+
+
+@pytest.mark.parametrize(("extension", "most"), [(".gz", 8), (".xz", 3), (".zst", 2), ("", 8)])
+def test_only_so_many_are_read_at_once_as_memory_bears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str, most: int
+) -> None:
+    for number in range(12):
+        write(tmp_path / f"{number}.fasta{extension}", COMPRESS[extension](b">a\nMKV\n"))
+    inputs = open_inputs([str(tmp_path / "*")])
+    made, closed = [], []
+    close = ahead.Lane.close
+    init = ahead.Lane.__init__
+
+    def opened(lane: ahead.Lane, *args: object, **kwargs: object) -> None:
+        init(lane, *args, **kwargs)  # type: ignore[arg-type]
+        made.append(len(closed))
+
+    monkeypatch.setattr(ahead.Lane, "__init__", opened)
+    monkeypatch.setattr(ahead.Lane, "close", lambda lane: (closed.append(lane), close(lane))[1])
+    assert sum(len(batch.lengths) for batch in SequenceReader(ESM2, workers=16).read(inputs)) == 12
+    at_once = [1 + number - gone for number, gone in enumerate(made)]
+    assert max(at_once) == most
+
+
+def test_from_a_pipe_too_the_first_fault_is_told(tmp_path: Path, many: list[Path]) -> None:
+    text = gzip.decompress(many[0].read_bytes())
+    damaged = gzip.compress(text[:-1_500_000] + b"\n>x\nM\0K\n" + text[-1_500_000:], 1)[:-20]
+    for workers in (1, 2, 4):
+        pipe = tmp_path / f"pipe{workers}"
+        os.mkfifo(pipe)
+        producer = threading.Thread(target=pipe.write_bytes, args=(damaged,))
+        producer.start()
+        with pytest.raises(UserError, match="byte 0x00"):
+            list(SequenceReader(ESM2, workers=workers).read(open_inputs([pipe])))
+        producer.join()
 
 
 def test_a_pipe_is_read_on_several_threads_and_does_not_outlive_an_error(tmp_path: Path) -> None:
@@ -149,6 +187,15 @@ def _expected_begins(starts: list[int], total: int, size: int) -> list[int]:
     while (following := next((s for s in starts if s >= begins[-1] + size), total)) < total:
         begins.append(following)
     return begins
+
+
+def test_a_file_that_grows_while_it_is_read_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", b"MKV\n" * 100)
+    (source,) = open_inputs([path])
+    with path.open("ab") as file:
+        file.write(b"MKV\n")
+    with pytest.raises(UserError, match=r"a.txt' has grown beyond the 400 bytes it had when it was opened"):
+        list(SequenceReader(ESM2).read([source]))
 
 
 def test_a_range_file_tells_what_is_wrong_with_it(tmp_path: Path) -> None:

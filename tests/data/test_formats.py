@@ -1,6 +1,7 @@
 """Compressed and plain input, whole, in several streams, cut short and damaged."""
 
 import bz2
+import dataclasses
 import gzip
 import lzma
 import os
@@ -8,6 +9,7 @@ import random
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +66,22 @@ def test_several_streams_and_zero_padding_are_one_content(tmp_path: Path, extens
     small = [b">P1\nMK", b"V\n>P2\n", b"", b"M\n"] * 500
     data = b"".join(map(compress, small)) + bytes(70_000)
     assert read(write(tmp_path / f"a{extension}", data)) == b"".join(small)
+
+
+@pytest.mark.parametrize("flags", range(0, 32, 2))
+def test_a_gzip_header_may_come_in_any_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: int) -> None:
+    """RFC 1952, section 2.3: extra field, name, comment and checksum of the header, each there or not."""
+    head = b"\x1f\x8b\x08" + bytes([flags]) + bytes(6)
+    head += b"\x05\x00ab\x01\x00c" if flags & 4 else b""
+    head += b"name\0" if flags & 8 else b""
+    head += b"comment\0" if flags & 16 else b""
+    head += (zlib.crc32(head) & 0xFFFF).to_bytes(2, "little") if flags & 2 else b""
+    member = head + gzip.compress(b">P1\nMKVLAG\n", mtime=0)[10:]
+    path = write(tmp_path / "a.gz", member * 3)
+    for size in (1, 3, 7, 11, 1 << 16):
+        codecs = [dataclasses.replace(codec, slice_size=size) for codec in formats.CODECS]
+        monkeypatch.setattr(formats, "CODECS", codecs)
+        assert read(path) == b">P1\nMKVLAG\n" * 3
 
 
 @pytest.mark.parametrize("extension", COMPRESS)

@@ -53,7 +53,7 @@ def test_other_keys_and_columns_are_read_where_named(tmp_path: Path) -> None:
     assert read(write(tmp_path / "a.jsonl", '{"primary": "MK"}'), json_key="primary") == ["MK"]
     table = write(tmp_path / "a.csv", "\ufeffid, seq ,x\nP1,MK,1\n")
     assert read(table, column="seq") == ["MK"]
-    with pytest.raises(UserError, match=r"a.csv' has no column 'sequence': its first line names id, seq, x.*--column"):
+    with pytest.raises(UserError, match=r"a.csv' has no column 'sequence': its columns are id, seq, x.*--column"):
         read(table)
     with pytest.raises(UserError, match="has 2 columns 'sequence'"):
         read(write(tmp_path / "b.csv", "sequence,sequence\nMK,MK\n"))
@@ -67,10 +67,12 @@ def test_lines_above_the_column_names_are_passed_over(tmp_path: Path) -> None:
     bad = write(tmp_path / "b.csv", metadata + "sequence,x\nMKV,1\nM\0K,2\n")
     with pytest.raises(UserError, match=r"b.csv', line 5: byte 0x00"):
         read(bad, skip_lines=2)
-    with pytest.raises(UserError, match=r"b.csv' has 5 lines: --skip-lines 9 passes over all of them"):
+    with pytest.raises(UserError, match=r"b.csv': --skip-lines 9 passes over all of its lines"):
         read(bad, skip_lines=9)
     with pytest.raises(UserError, match=r"b.csv' holds no sequence: expected at least one \(csv\)"):
         read(bad, skip_lines=5)
+    many = write(tmp_path / "d.csv", '"# a line\n' * 300_000 + "sequence,x\nMKV,1\n")
+    assert read(many, skip_lines=300_000) == ["MKV"]
     with pytest.raises(UserError, match=r"c.txt' is text: --skip-lines is for CSV and TSV"):
         read(write(tmp_path / "c.txt", "MKV\n"), skip_lines=1)
 

@@ -13,21 +13,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_plm.data.readers.scans import Job, Scanned
+from megatron_plm.data.readers.scans import Job, Place, Scanned
+from megatron_plm.errors import UserError
+from megatron_plm.files import write_errors_told
 
 _AHEAD = 2  # scans of an input that wait in memory before its turn
 
 
-def pipelined(jobs: Iterator[Job], scanners: Executor, num_ahead: int) -> Iterator[tuple[Job, Scanned]]:
-    """Yield the jobs and what they found, in order, while `scanners` scan up to `num_ahead` more."""
-    pending: deque[tuple[Job, Future[Scanned]]] = deque()
-    for job in jobs:
-        pending.append((job, scanners.submit(job.scan)))
+def pipelined(jobs: Iterator[Job], scanners: Executor, num_ahead: int) -> Iterator[tuple[Place, Scanned]]:
+    """Yield the blocks and what they held, in order, while `scanners` scan up to `num_ahead` more."""
+    pending: deque[tuple[Place, Future[Scanned]]] = deque()
+    error: list[UserError] = []
+    for job in _until_error(jobs, error):
+        pending.append((job.place, scanners.submit(job.scan)))
         if len(pending) > num_ahead:
-            job, future = pending.popleft()
-            yield job, future.result()
-    for job, future in pending:
-        yield job, future.result()
+            place, future = pending.popleft()
+            yield place, future.result()
+    for place, future in pending:
+        yield place, future.result()
+    if error:
+        raise error[0]
+
+
+def _until_error(jobs: Iterator[Job], found: list[UserError]) -> Iterator[Job]:
+    """The jobs up to an error of cutting, which goes to `found`: what is wrong in the blocks before it comes first."""
+    try:
+        yield from jobs
+    except UserError as error:
+        found.append(error)
 
 
 class Lane:
@@ -44,7 +57,7 @@ class Lane:
         self._scanners = scanners
         self._num_ahead = num_ahead
         self._spool = None if spools_to is None else _Spool(spools_to)
-        self._waiting: deque[tuple[Job, Future[Scanned] | _Spooled]] = deque()
+        self._waiting: deque[tuple[Place, Future[Scanned] | _Spooled]] = deque()
         self._num_spooled = 0  # of the waiting ones: those in front
         self._changed = threading.Condition()
         self._has_turn = self._is_stopped = self._is_done = False
@@ -58,7 +71,7 @@ class Lane:
                     self._make_room()
                     if self._is_stopped:
                         break
-                    self._waiting.append((job, self._scanners.submit(job.scan)))
+                    self._waiting.append((job.place, self._scanners.submit(job.scan)))
                     self._changed.notify_all()
         except BaseException as error:
             self._error = error
@@ -67,8 +80,8 @@ class Lane:
                 self._is_done = True
                 self._changed.notify_all()
 
-    def results(self) -> Iterator[tuple[Job, Scanned]]:
-        """Yield the jobs and what they found, in order; raises what one of them, or cutting, raised."""
+    def results(self) -> Iterator[tuple[Place, Scanned]]:
+        """Yield the blocks and what they held, in order; raises what a scan, or cutting, raised."""
         with self._changed:
             self._has_turn = True
             self._changed.notify_all()
@@ -77,14 +90,14 @@ class Lane:
                 self._changed.wait_for(lambda: self._waiting or self._is_done)
                 if not self._waiting:
                     break
-                job, item = self._waiting.popleft()
+                place, item = self._waiting.popleft()
                 self._num_spooled -= isinstance(item, _Spooled)
                 self._changed.notify_all()
             if isinstance(item, _Spooled):
                 assert self._spool is not None
-                yield job, self._spool.take(item)
+                yield place, self._spool.take(item)
             else:
-                yield job, item.result()
+                yield place, item.result()
         if self._error is not None:
             raise self._error
 
@@ -108,9 +121,9 @@ class Lane:
             if self._has_turn or self._spool is None:
                 self._changed.wait()
                 continue
-            job, item = self._waiting[self._num_spooled]
+            place, item = self._waiting[self._num_spooled]
             assert isinstance(item, Future)
-            self._waiting[self._num_spooled] = job, self._spool.put(item.result())
+            self._waiting[self._num_spooled] = place, self._spool.put(item.result())
             self._num_spooled += 1
 
 
@@ -124,7 +137,8 @@ class _Spooled:
 
 
 class _Spool:
-    """Scans in a file without a name, made in `folder()` when the first one comes."""
+    """Scans in a file without a name, made in `folder()` when the first one comes. Raises UserError where it cannot be
+    written."""
 
     def __init__(self, folder: Callable[[], Path]) -> None:
         self._folder = folder
@@ -133,15 +147,17 @@ class _Spool:
 
     def put(self, scanned: Scanned) -> _Spooled:
         """Append a scan."""
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._folder(), buffering=0)  # noqa: SIM115 (see `close`)
         place, arrays, rest = self._size, [], {}
-        for name, value in vars(scanned).items():
-            if isinstance(value, np.ndarray):
-                arrays.append((name, value.dtype, value.shape))
-                self._append(value)
-            else:
-                rest[name] = value
+        folder = self._folder()
+        with write_errors_told(folder):
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (see `close`)
+            for name, value in vars(scanned).items():
+                if isinstance(value, np.ndarray):
+                    arrays.append((name, value.dtype, value.shape))
+                    self._append(value)
+                else:
+                    rest[name] = value
         return _Spooled(place, tuple(arrays), rest)
 
     def take(self, spooled: _Spooled) -> Scanned:

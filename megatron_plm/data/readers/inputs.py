@@ -36,6 +36,7 @@ class Input:
         size: bytes on the disk, 0 where they cannot be known (a pipe).
         notes: sentences for the user where its name and its content disagree.
         fields: where the sequence stands in a record.
+        compression: what it is compressed with, None: nothing.
         kind: whether it is a plain file, a compressed one, or a stream, which has no size and is read only once.
         position: bytes read so far, as they are on the disk.
     """
@@ -46,6 +47,7 @@ class Input:
     notes: list[str]
     fields: Fields
     kind: Literal["plain", "compressed", "stream"]
+    compression: str | None = None
     position: int = 0
     _opened: BlockReader | None = field(default=None, repr=False)  # a pipe, which is not opened twice
 
@@ -53,6 +55,14 @@ class Input:
     def label(self) -> str:
         """How messages name it."""
         return "standard input" if self.path == STANDARD_INPUT else f"input file '{self.path}'"
+
+    @property
+    def most_at_once(self) -> int:
+        """How many like it may be read side by side: a table of Parquet, or the window of a decompressor, takes up to
+        a hundred MB."""
+        if self.format in ("parquet", "lmdb"):
+            return 1
+        return {"zstd": 2, "xz": 3}.get(self.compression or "", 8)
 
     @property
     def is_slow(self) -> bool:
@@ -144,7 +154,9 @@ def _looked_into(path: str, format: str | None, fields: Fields) -> Input:
         notes += [note] if note else []
     if fields.skip_lines and format not in ("csv", "tsv"):
         reader.close()
-        raise UserError(f"{reader.label} is {format}: --skip-lines is for CSV and TSV, above the row of column names")
+        raise UserError(
+            f"{reader.label} is {format}: --skip-lines is for CSV and TSV; give --format if it is such a table"
+        )
     # Standard input is read once, from front to end, also where it is a file.
     regular = bool(reader.size) and path != STANDARD_INPUT
     kind: Literal["plain", "compressed", "stream"]
@@ -154,7 +166,9 @@ def _looked_into(path: str, format: str | None, fields: Fields) -> Input:
         raise UserError(f"{reader.label}: {format} is read in any order: decompress it, or write it to a file, first")
     if regular:
         reader.close()
-    return Input(path, format, reader.size, notes, fields, kind, _opened=None if regular else reader)
+    return Input(
+        path, format, reader.size, notes, fields, kind, reader.compression, _opened=None if regular else reader
+    )
 
 
 def _folder(path: str, format: str | None, fields: Fields) -> Input:

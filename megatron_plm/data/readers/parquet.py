@@ -14,7 +14,7 @@ from megatron_plm.errors import UserError, suggestion
 _BATCH_BYTES = 1 << 21  # of the column at a time, about
 _MOST_ROWS = 1 << 8  # texts are decoded a batch at a time, and some may be much longer than their group's mean
 _MOST_CODES = 1 << 16  # rows of a dictionary: these are decoded piece by piece
-_LARGEST_DICTIONARY = 1 << 25  # bytes: it is held several times
+_LARGEST_DICTIONARY = 1 << 23  # bytes: it is held several times
 _CODE_BYTES = 8  # of a row in the pages of a dictionary's codes, at most: four, and what a page needs
 _BUFFER_SIZE = 1 << 20  # a column is read piece by piece, not as a whole
 

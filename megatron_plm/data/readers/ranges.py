@@ -42,6 +42,11 @@ class RangeFile:
                 raise UserError(f"{self._label}: a record in it is longer than {longest:,} bytes: {reason}")
             yield begin, end
             begin = end
+        if os.fstat(self._descriptor).st_size > self._size:
+            raise UserError(
+                f"{self._label} has grown beyond the {self._size:,} bytes it had when it was opened: something else "
+                "writes it; wait until it is complete"
+            )
 
     def read(self, begin: int, end: int) -> memoryview:
         """The bytes of a range."""

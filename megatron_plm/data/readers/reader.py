@@ -1,6 +1,5 @@
 """Inputs to batches of whole records of token ids, on one or more threads."""
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ import numpy as np
 from megatron_plm.data._native import Alphabet
 from megatron_plm.data.readers.ahead import Lane, pipelined
 from megatron_plm.data.readers.inputs import Input
-from megatron_plm.data.readers.scans import Job, Scanned, jobs, line_word
+from megatron_plm.data.readers.scans import Job, Place, Scanned, jobs, line_word
 from megatron_plm.data.readers.segmenting import segmented
 from megatron_plm.data.records import RecordBatch
 from megatron_plm.errors import UserError
@@ -75,25 +74,25 @@ class SequenceReader:
         """
         bytes_done = 0
         num_lines = num_records = 0
-        for source, job, scanned in self._scanned(inputs, folder):
-            if job is None or scanned is None:
+        for source, place, scanned in self._scanned(inputs, folder):
+            if place is None or scanned is None:
                 if num_records == 0:
                     raise UserError(_without_records(source))
+                source.position = source.size or source.position
                 bytes_done += source.position
                 num_lines = num_records = 0
                 continue
-            num_lines += job.first_line
+            num_lines += place.first_line
             if scanned.fault is not None:
                 line, message = scanned.fault
                 first = 0 if source.format == "lmdb" else 1
-                place = f"{line_word(source.format)} {num_lines + line + first:d}"
-                raise UserError(f"{source.label}, {place}: {message}")
+                raise UserError(f"{source.label}, {line_word(source.format)} {num_lines + line + first:d}: {message}")
             num_lines += scanned.num_lines
             num_records += len(scanned.lengths)
             self.byte_counts += scanned.byte_counts
             self.num_stops += scanned.num_stops
-            self.num_bytes += job.num_bytes
-            source.position = job.position
+            self.num_bytes += place.num_bytes
+            source.position = place.position
             if progress is not None:
                 progress(bytes_done + source.position)
             if len(scanned.lengths):
@@ -101,24 +100,24 @@ class SequenceReader:
 
     def _scanned(
         self, inputs: Sequence[Input], folder: Callable[[], Path] | None
-    ) -> Iterator[tuple[Input, Job | None, Scanned | None]]:
-        """Scan every job, in order; no job and no scan stand for the end of an input."""
+    ) -> Iterator[tuple[Input, Place | None, Scanned | None]]:
+        """Scan every block, in order; no place and no scan stand for the end of an input."""
         if self._workers > 1:
             yield from self._scanned_side_by_side(inputs, folder)
             return
         for source in inputs:
             for job in self._jobs(source):
-                yield source, job, job.scan()
+                yield source, job.place, job.scan()
             yield source, None, None
 
     def _scanned_side_by_side(
         self, inputs: Sequence[Input], folder: Callable[[], Path] | None
-    ) -> Iterator[tuple[Input, Job | None, Scanned | None]]:
+    ) -> Iterator[tuple[Input, Place | None, Scanned | None]]:
         """The same with as many blocks scanned, and as many files cut or decompressed, at a time as there are workers.
 
         What comes of the files behind the first waits in memory or, where it took time, in `folder()`.
         """
-        ahead = 2 * self._workers
+        ahead = min(2 * self._workers, self._workers + 8)
         lanes: deque[tuple[Input, Lane]] = deque()
         with ExitStack() as stack:
             stack.callback(_for_each, Lane.close, lanes)
@@ -126,24 +125,31 @@ class SequenceReader:
             stack.callback(scanners.shutdown, cancel_futures=True)
             stack.callback(cutters.shutdown, cancel_futures=True)
             stack.callback(_for_each, Lane.stop, lanes)
-            left = iter(inputs)
-            while True:
-                for source in itertools.islice(left, self._workers - len(lanes)):
-                    spools_to = folder if source.is_slow else None
-                    lane = Lane(self._jobs(source), scanners, num_ahead=ahead, spools_to=spools_to)
-                    lanes.append((source, lane))
-                    if source.kind != "stream":
-                        cutters.submit(lane.run)
-                if not lanes:
-                    return
-                source, lane = lanes[0]
-                # A stream may keep its reader waiting, and a thread that waits so could not be stopped.
-                results = pipelined(self._jobs(source), scanners, ahead) if source.kind == "stream" else lane.results()
-                for job, scanned in results:
-                    yield source, job, scanned
+            left = deque(inputs)
+            for source in inputs:
+                # A stream may keep its reader waiting, and a thread that waits so could not be stopped: it is read
+                # here, and nothing behind it ahead.
+                while left and left[0].kind != "stream" and self._has_lane(left[0], lanes):
+                    following = left.popleft()
+                    spools_to = folder if following.is_slow else None
+                    lane = Lane(self._jobs(following), scanners, num_ahead=ahead, spools_to=spools_to)
+                    lanes.append((following, lane))
+                    cutters.submit(lane.run)
+                if source.kind == "stream":
+                    left.popleft()
+                    results = pipelined(self._jobs(source), scanners, ahead)
+                else:
+                    results = lanes[0][1].results()
+                for place, scanned in results:
+                    yield source, place, scanned
                 yield source, None, None
-                lanes.popleft()
-                lane.close()
+                if source.kind != "stream":
+                    lanes.popleft()[1].close()
+
+    def _has_lane(self, source: Input, lanes: Iterable[tuple[Input, Lane]]) -> bool:
+        """Whether one more input may be read beside those of `lanes`: each takes memory."""
+        others = [other for other, _ in lanes]
+        return len(others) < min(self._workers, *(one.most_at_once for one in (*others, source)))
 
     def _jobs(self, source: Input) -> Iterator[Job]:
         found = jobs(source, self._alphabet, with_names=self._with_names)

@@ -47,19 +47,26 @@ class Scanned:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One block of an input.
+class Place:
+    """Where a block of an input is.
 
     Attributes:
         num_bytes: its text.
         position: bytes of the input read by then, as they are on the disk.
         first_line: lines (or rows) of the input before the block that its scan doesn't count.
-        scan: scans it, without the GIL where the time goes; raises UserError where it cannot be read.
     """
 
     num_bytes: int
     position: int
-    first_line: int
+    first_line: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One block of an input: `scan` holds its text, and scans it, without the GIL where the time goes; it raises
+    UserError where it cannot be read."""
+
+    place: Place
     scan: Callable[[], Scanned]
 
 
@@ -96,10 +103,9 @@ Scan = Callable[..., _native.RecordBlock]
 
 @dataclass(frozen=True)
 class _Text:
-    """A block of whole records, which `load` gives; `position` as in Job."""
+    """A block of whole records, which `load` gives."""
 
-    num_bytes: int
-    position: int
+    place: Place
     load: Callable[[], memoryview]
 
 
@@ -108,11 +114,11 @@ def _texts(source: Input, find_end: FindEnd, mark: bytes, longest: int, reason: 
     if source.kind == "plain":
         file = RangeFile(source.path, source.size, source.label)
         for begin, end in file.ranges(mark, longest, reason):
-            yield _Text(end - begin, end, partial(file.read, begin, end))
+            yield _Text(Place(end - begin, end), partial(file.read, begin, end))
         return
     with contextlib.closing(source.open()) as reader:
         for text in blocks_of_records(reader, find_end, longest, reason):
-            yield _Text(len(text), reader.position, _given(text))
+            yield _Text(Place(len(text), reader.position), _given(text))
 
 
 def _given(text: memoryview) -> Callable[[], memoryview]:
@@ -121,7 +127,7 @@ def _given(text: memoryview) -> Callable[[], memoryview]:
 
 def _text_jobs(texts: Iterator[_Text], alphabet: _native.Alphabet, scan: Scan, with_names: bool) -> Iterator[Job]:
     for text in texts:
-        yield Job(text.num_bytes, text.position, 0, partial(_scan_text, scan, alphabet, text.load, with_names))
+        yield Job(text.place, partial(_scan_text, scan, alphabet, text.load, with_names))
 
 
 def _scan_text(scan: Scan, alphabet: _native.Alphabet, load: Callable[[], memoryview], with_names: bool) -> Scanned:
@@ -145,14 +151,15 @@ def _table_jobs(source: Input, alphabet: _native.Alphabet, separator: str, with_
     reader = source.open()
     scan: Scan | None = None
     skipped = source.fields.skip_lines
+    if reader.skip_lines(skipped) < skipped:
+        raise UserError(f"{source.label}: --skip-lines {skipped} passes over all of its lines")
     reason = "a quote in it is never closed, or a line break is missing"
     try:
         for text in blocks_of_records(reader, find_end, _LONGEST_LINE, reason):
             num_bytes, lines_before = len(text), 0
             if scan is None:
-                text = text[_lines_size(text, skipped, source) :]
                 fields, size, lines_before, fault = _native.read_table_header(text, separator)
-                lines_before, skipped = lines_before + skipped, 0
+                lines_before += skipped
                 if fault:
                     raise UserError(f"{source.label}, line {lines_before + 1}: {fault}")
                 if not fields:
@@ -167,18 +174,10 @@ def _table_jobs(source: Input, alphabet: _native.Alphabet, separator: str, with_
                     name_column=name_column,
                 )
                 text = text[size:]
-            load = _given(text)
-            yield Job(num_bytes, reader.position, lines_before, partial(_scan_text, scan, alphabet, load, with_names))
+            place = Place(num_bytes, reader.position, lines_before)
+            yield Job(place, partial(_scan_text, scan, alphabet, _given(text), with_names))
     finally:
         reader.close()
-
-
-def _lines_size(text: memoryview, count: int, source: Input) -> int:
-    """Bytes of the first lines of a text, which is the first block of `source`."""
-    lines = bytes(text).split(b"\n", count) if count else []
-    if len(lines) <= count and count:
-        raise UserError(f"{source.label} has {len(lines) - 1} lines: --skip-lines {count} passes over all of them")
-    return sum(len(line) + 1 for line in lines[:count])
 
 
 def _column(source: Input, header: list[str], name: str) -> int:
@@ -186,7 +185,7 @@ def _column(source: Input, header: list[str], name: str) -> int:
         found = f"{header.count(name)} columns" if name in header else "no column"
         shown = ", ".join(header[:20]) + (", ..." if len(header) > 20 else "")
         raise UserError(
-            f"{source.label} has {found} '{name}': its first line names {shown}{suggestion(name, header)}; "
+            f"{source.label} has {found} '{name}': its columns are {shown}{suggestion(name, header)}; "
             "name the column of the sequences with --column"
         )
     return header.index(name)
@@ -194,7 +193,7 @@ def _column(source: Input, header: list[str], name: str) -> int:
 
 def _value_jobs(source: Input, batches: Iterator[Values], alphabet: _native.Alphabet) -> Iterator[Job]:
     for values in batches:
-        yield Job(values.num_bytes, source.size, 0, partial(_scan_values, alphabet, values))
+        yield Job(Place(values.num_bytes, source.size), partial(_scan_values, alphabet, values))
 
 
 def _scan_values(alphabet: _native.Alphabet, values: Values) -> Scanned:
