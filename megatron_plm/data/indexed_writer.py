@@ -9,17 +9,14 @@ work folder included, the next run of the same prefix removes.
 """
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
-import secrets
-import shlex
 import shutil
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -28,13 +25,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_plm.data.indexed import DTYPE_CODES, HEADER, MAGIC, VERSION, DatasetPaths, dataset_paths
+from megatron_plm.data.indexed import DTYPE_CODES, HEADER, MAGIC, VERSION, dataset_paths
+from megatron_plm.data.output_folder import (
+    held_prefix,
+    in_order,
+    made_folder,
+    remove,
+    temporary_paths,
+    work_folder_path,
+)
 from megatron_plm.data.streamed_file import StreamedFile
 from megatron_plm.errors import UserError
-from megatron_plm.files import Busy, exclusive, sync, write_errors_told
+from megatron_plm.files import sync, write_errors_told
 
 _CHUNK = 1 << 18  # sequences handled at a time while the index is completed
-_TOKEN_BYTES = 4  # random part of a temporary name
 
 
 class IndexedDatasetWriter:
@@ -77,11 +81,11 @@ class IndexedDatasetWriter:
 
     def __enter__(self) -> "IndexedDatasetWriter":
         with contextlib.ExitStack() as stack, write_errors_told(self.paths.bin):
-            stack.enter_context(_folder(self.paths.bin.parent))
+            stack.enter_context(made_folder(self.paths.bin.parent))
             self._check_free()
-            stack.enter_context(_exclusive(self.paths))
-            self._temporary = _temporary_paths(self.paths, secrets.token_hex(_TOKEN_BYTES))
-            stack.callback(_remove, self._temporary)
+            stack.enter_context(held_prefix(self.paths))
+            self._temporary = temporary_paths(self.paths)
+            stack.callback(remove, self._temporary)
             self._bin = StreamedFile(self._temporary.bin)
             stack.callback(self._bin.close)
             self._idx = stack.enter_context(self._temporary.idx.open("w+b"))
@@ -105,8 +109,7 @@ class IndexedDatasetWriter:
         thread; it goes when the writer is left."""
         with self._work_folder_lock:
             if self._work_folder is None:
-                name = f"{self.paths.bin.stem}.work.{secrets.token_hex(_TOKEN_BYTES)}.tmp"
-                folder = self.paths.bin.with_name(name)
+                folder = work_folder_path(self.paths)
                 with write_errors_told(folder):
                     folder.mkdir()
                 self._cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -159,10 +162,10 @@ class IndexedDatasetWriter:
             os.fsync(self._idx.fileno())
 
     def _check_free(self) -> None:
-        for path in _all(self.paths):
+        for path in in_order(self.paths):
             if path.is_dir():
                 raise UserError(f"output '{path}' is a folder: choose another --output-prefix, or move it away")
-        existing = [f"'{path}'" for path in _all(self.paths) if path.exists()]
+        existing = [f"'{path}'" for path in in_order(self.paths) if path.exists()]
         if existing and not self._force:
             raise UserError(
                 f"output {', '.join(existing)} exists already: choose another --output-prefix, or give --force to "
@@ -213,7 +216,9 @@ def publish(writers: Sequence[IndexedDatasetWriter]) -> None:
                 changed = True
             with write_errors_told(writer.paths.bin):
                 sync(writer.paths.bin.parent)
-        for kind in zip(*(zip(_all(one._temporary), _all(one.paths), strict=True) for one in writers), strict=True):
+        for kind in zip(
+            *(zip(in_order(one._temporary), in_order(one.paths), strict=True) for one in writers), strict=True
+        ):
             for temporary, path in kind:
                 with write_errors_told(path):
                     os.replace(temporary, path)
@@ -223,7 +228,7 @@ def publish(writers: Sequence[IndexedDatasetWriter]) -> None:
     except BaseException:
         for writer in writers if changed else ():
             with contextlib.suppress(OSError):
-                _remove(writer.paths)
+                remove(writer.paths)
         raise
 
 
@@ -252,63 +257,3 @@ class _InOrder:
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-
-
-def _all(paths: DatasetPaths) -> tuple[Path, Path, Path]:
-    """In the order in which they are published."""
-    return paths.bin, paths.idx, paths.json
-
-
-def _remove(paths: DatasetPaths) -> None:
-    for path in _all(paths):
-        path.unlink(missing_ok=True)
-
-
-def _temporary_paths(paths: DatasetPaths, token: str) -> DatasetPaths:
-    return DatasetPaths(*(path.with_name(f"{path.name}.{token}.tmp") for path in _all(paths)))
-
-
-@contextlib.contextmanager
-def _folder(folder: Path) -> Iterator[None]:
-    """Make the folder, if only its last part is missing: more is likely a slip. Empty at the end, it goes again."""
-    if folder.is_dir():
-        yield
-        return
-    if folder.exists():
-        raise UserError(f"output folder '{folder}' is not a folder: choose another --output-prefix")
-    if not folder.parent.is_dir():
-        raise UserError(f"output folder '{folder}' does not exist: create it (`mkdir -p {shlex.quote(str(folder))}`)")
-    folder.mkdir(exist_ok=True)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-
-
-@contextlib.contextmanager
-def _exclusive(paths: DatasetPaths) -> Iterator[None]:
-    """Hold PREFIX.lock, and remove temporary files that a killed run of the same prefix left behind.
-
-    On a file system without locks there is no exclusion; random temporary names still keep two runs apart.
-    """
-    lock = paths.bin.with_suffix(".lock")
-    try:
-        with exclusive(lock) as locked:
-            if locked:
-                _remove_leftovers(paths)
-            yield
-    except Busy:
-        raise UserError(
-            f"another run is writing '{lock.with_suffix('')}' at this moment and holds '{lock}': wait for it or "
-            "choose another --output-prefix"
-        ) from None
-
-
-def _remove_leftovers(paths: DatasetPaths) -> None:
-    for name in (*(path.name for path in _all(paths)), f"{paths.bin.stem}.work"):
-        for leftover in paths.bin.parent.glob(glob.escape(name) + "." + "[0-9a-f]" * (2 * _TOKEN_BYTES) + ".tmp"):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
