@@ -14,6 +14,14 @@ from megatron_plm.training.optimizer import clip_gradients
 from megatron_plm.training.state import build_run, open_datasets
 
 CLIP = 0.05
+BF16_LAYOUTS = {
+    "tp": ["--tensor-model-parallel-size=2", "--sequence-parallel"],
+    "cp": ["--context-parallel-size=2"],
+    "pp": [
+        "--pipeline-model-parallel-size=2", "--pipeline-schedule=zbv", "--pipeline-layout=0,1,1,0",
+        "--micro-batch-size=2",
+    ],
+}  # fmt: skip
 
 
 def work(flags: list[str], one_process: Path, folder: Path) -> None:
@@ -24,6 +32,7 @@ def work(flags: list[str], one_process: Path, folder: Path) -> None:
             "accumulate": [*flags, "--micro-batch-size=1"],
             "recompute": [*flags, "--recompute-granularity=full"],
             "bf16": [*flags, "--bf16"],
+            **{f"bf16_{name}": [*flags, "--bf16", *layout] for name, layout in BF16_LAYOUTS.items()},
             "resumed": [*flags, f"--load={checkpoint(folder / 'plain', 10)}"],
             "from_one": [*flags, f"--load={checkpoint(one_process / 'plain', 10)}"],
         },

@@ -6,6 +6,7 @@ started once for each number of them, and train one layout after the other. Only
 
 import argparse
 import json
+import math
 import shlex
 import tempfile
 import time
@@ -129,7 +130,7 @@ def compare(cases: Sequence[Case], shared: Sequence[str], steps: int, say: Calla
             assert other.keys() == weights.keys()
             figures["differences"] = {
                 **{key: _largest(figures[key], reference[key]) for key in ("loss", "grad_norm")},
-                "weights": max(float((other[n] - w).norm() / w.norm().clamp_min(1e-30)) for n, w in weights.items()),
+                "weights": max(_difference(other[name], weight) for name, weight in weights.items()),
             }
             figures["flags"] = case.flags
             figures["processes"] = case.processes
@@ -163,7 +164,15 @@ def table(result: dict[str, Any]) -> str:
 
 def _largest(ours: Sequence[float], theirs: Sequence[float]) -> float:
     assert len(ours) == len(theirs)
+    if not all(map(math.isfinite, ours)):
+        return math.inf
     return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _difference(ours: Any, theirs: Any) -> float:
+    """‖a − b‖ / ‖b‖ of two tensors."""
+    found = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30))
+    return found if math.isfinite(found) else math.inf
 
 
 def _run(cases: Sequence[Case], shared: Sequence[str], steps: int, folder: Path, processes: int) -> None:

@@ -136,6 +136,7 @@ def _pipeline_problems(config: Config, num_micro_batches: int, dp: int) -> list[
         asked = [
             flag
             for flag, value in (
+                (f"--pipeline-schedule {schedule}", None if schedule == "1f1b" else schedule),
                 ("--pipeline-layout", parallel.pipeline_layout),
                 ("--num-virtual-stages-per-pipeline-rank", parallel.num_virtual_stages_per_pipeline_rank),
             )
@@ -155,6 +156,9 @@ def _pipeline_problems(config: Config, num_micro_batches: int, dp: int) -> list[
     if schedule == "zbv" and parallel.data_parallel_sharding == "zero3" and dp * parallel.context_parallel_size > 1:
         # It takes gradients of weights later than those of activations, when zero3 has given the weights back.
         found.append("--pipeline-schedule zbv needs --data-parallel-sharding zero2 or none")
+    if schedule == "zbv" and config.training.recompute_granularity == "selective":
+        # torch's selective recomputation stands one backward pass, and this schedule makes two of each.
+        found.append("--pipeline-schedule zbv needs --recompute-granularity none or full")
     if schedule == "interleaved" and virtual == 1:
         found.append("--num-virtual-stages-per-pipeline-rank 1: the schedule interleaved needs several; use 1f1b")
     if num_micro_batches < pp:

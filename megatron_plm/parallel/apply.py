@@ -1,7 +1,9 @@
 """Turns the plain model into the one that trains. Only this file knows the order: context parallelism, tensor and
 sequence parallelism, stages, activation checkpointing, compilation, sharding; then memory, and values."""
 
+import contextlib
 import functools
+import importlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,6 +114,8 @@ def assemble(config: Config, tokenizer: Tokenizer, world: World) -> tuple[list[n
             if config.training.compile:
                 block.compile()
         _shard(part, blocks, config, world)
+        if isinstance(part, Stage):
+            part.keep_index_on_host()
         parts.append(part)
     return parts, num_parameters
 
@@ -130,6 +134,8 @@ def _recompute(block: Block, granularity: str) -> None:
 
 def _dear_ops() -> list[torch._ops.OpOverload]:
     """What selective recomputation keeps: matrix products, attention and communication."""
+    with contextlib.suppress(ImportError):  # makes its op known, in builds that have it
+        importlib.import_module("torch.nn.attention.varlen")
     aten, found = torch.ops.aten, []
     names = [
         (aten, "mm"),
@@ -168,7 +174,9 @@ def _shard(part: nn.Module, blocks: Sequence[Block], config: Config, world: Worl
     )
     # FSDP2 warns of in-place operations on the output, a view; the loss reads it and changes nothing.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    gather_again = config.parallel.data_parallel_sharding == "zero3"
+    # What nobody shares need not be gathered again; zbv, besides, takes gradients when the weights would be gone.
+    shares = layout.dp_shard * layout.cp > 1
+    gather_again = shares and config.parallel.data_parallel_sharding == "zero3"
     for module in (*blocks, part):
         # What follows the blocks is needed again at once: it stays gathered.
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=gather_again and module is not part)
@@ -201,7 +209,9 @@ def _passes(parts: list[nn.Module], config: Config, tokenizer: Tokenizer, world:
     )
     stages = [part for part in parts if isinstance(part, Stage)]
     num_micro_batches = training.global_batch_size // (rows * layout.dp)
-    return PipelinePasses(stages, config.parallel, world.mesh, world.device, activations, num_micro_batches)
+    return PipelinePasses(
+        stages, config.parallel, world.mesh, world.device, activations, num_micro_batches, world.timeout
+    )
 
 
 class SequentialPasses:

@@ -1,5 +1,6 @@
 """Processes and the mesh they form."""
 
+import contextlib
 import hashlib
 import itertools
 import math
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, Store
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 from megatron_plm.config.layout import DIMS, Layout
@@ -20,6 +22,7 @@ from megatron_plm.config.options import ParallelOptions
 from megatron_plm.errors import UserError
 
 ONE_PROCESS = Layout(1, 1, 1, 1, 1)
+_DEFAULT_TIMEOUT = timedelta(minutes=10)
 MESH_DIMS = ("pp", "dp_replicate", "dp_shard_cp", "tp")
 
 
@@ -32,6 +35,7 @@ class World:
             over, as context-parallel processes add up gradients too. None for a single process without a group.
         cp_group: the processes that share rows with this one; None where it has its rows to itself.
         store: where the processes of the group met.
+        timeout: after which waiting for another process fails.
     """
 
     rank: int
@@ -41,6 +45,7 @@ class World:
     layout: Layout = ONE_PROCESS
     cp_group: dist.ProcessGroup | None = None
     store: Store | None = None
+    timeout: timedelta = _DEFAULT_TIMEOUT
 
     def coordinate(self, dim: str) -> int:
         """Where this process is in a dim of the layout."""
@@ -156,26 +161,33 @@ def joined_world(
     timeout = timedelta(minutes=timeout_minutes)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
-        _check_same(store, rank, size, description)
-        yield arranged_world(options or ParallelOptions(), device, store)
+        _check_same(store, rank, size, description, timeout)
+        yield arranged_world(options or ParallelOptions(), device, store, timeout)
     finally:
         dist.destroy_process_group()
 
 
-def arranged_world(options: ParallelOptions, device: torch.device, store: Store | None = None) -> World:
+def arranged_world(
+    options: ParallelOptions,
+    device: torch.device,
+    store: Store | None = None,
+    timeout: timedelta = _DEFAULT_TIMEOUT,
+) -> World:
     """The processes of the group that was joined, in the layout that `options` ask for. Collective."""
     rank, size = dist.get_rank(), dist.get_world_size()
     layout = Layout.of(options, size)
     pp, dp_replicate, dp_shard, cp, tp = layout.sizes
     mesh = init_device_mesh(device.type, (pp, dp_replicate, dp_shard * cp, tp), mesh_dim_names=MESH_DIMS)
+    for name in MESH_DIMS:  # torch gives its own default to the groups of a mesh
+        _set_pg_timeout(timeout, mesh.get_group(name))
     cp_group = None
     if cp > 1:
         ranks = torch.arange(size).view(-1, cp, tp).transpose(1, 2).reshape(-1, cp)
-        cp_group, _ = dist.new_subgroups_by_enumeration(ranks.tolist())
-    return World(rank, size, device, mesh, layout, cp_group, store)
+        cp_group, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
+    return World(rank, size, device, mesh, layout, cp_group, store, timeout)
 
 
-def _check_same(store: Store, rank: int, size: int, description: str) -> None:
+def _check_same(store: Store, rank: int, size: int, description: str, timeout: timedelta) -> None:
     """Compare with the first process, by no collective: where options differ, groups may too. All raise alike."""
     if rank == 0:
         store.set("description", description)
@@ -189,6 +201,13 @@ def _check_same(store: Store, rank: int, size: int, description: str) -> None:
         )
     if store.add("compared", 1) == size:
         store.set("all_compared", "")
-    store.wait(["all_compared"])
-    if store.check(["other_options"]):
-        raise OtherOptions(store.get("other_options").decode())
+    store.wait(["all_compared"], timeout)
+    if not store.check(["other_options"]):
+        return
+    sentence = store.get("other_options").decode()
+    if store.add("told_other_options", 1) == size:
+        store.set("all_told_other_options", "")
+    if rank == 0:  # the store may go with this process: the others read first
+        with contextlib.suppress(RuntimeError, ValueError):
+            store.wait(["all_told_other_options"], timedelta(seconds=10))
+    raise OtherOptions(sentence)

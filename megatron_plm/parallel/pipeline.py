@@ -7,6 +7,7 @@ they get nothing but the number of each micro-batch: its rows every process comp
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -71,7 +72,16 @@ class Stage(nn.Module):
             return {}
         return {f"encoder.embedding.{name}": p for name, p in self.encoder.embedding.named_parameters()}
 
-    def forward(self, x_BLD: Tensor | None = None, *, index: Tensor) -> Tensor:
+    def keep_index_on_host(self) -> None:
+        """Turn `index` into a number before any other hook sees it: FSDP2's would send it to the device, and reading it
+        there would wait for all that the device has to do. Call it last."""
+        self.register_forward_pre_hook(
+            lambda _, arguments, named: (arguments, {**named, "index": int(named["index"])}),
+            prepend=True,
+            with_kwargs=True,
+        )
+
+    def forward(self, x_BLD: Tensor | None = None, *, index: Tensor | int) -> Tensor:
         """Take micro-batch `index`, int64 [1], through the stage; `x_BLD` is what the stage before gave of it."""
         batch = self.micro_batches[int(index)]
         if x_BLD is None:
@@ -118,6 +128,7 @@ class PipelinePasses:
         device: torch.device,
         activations: Activations,
         num_micro_batches: int,
+        timeout: timedelta,
     ) -> None:
         self._stages = stages
         self._device = device
@@ -141,7 +152,7 @@ class PipelinePasses:
         build = _SCHEDULES[options.pipeline_schedule]
         multi = options.pipeline_schedule in ("interleaved", "zbv")
         self._schedule = build(pieces if multi else pieces[0], num_micro_batches, loss_fn=self._loss, scale_grads=False)
-        self._shared_group, self._has_both = _group_of_embedding(options, mesh)
+        self._shared_group, self._has_both = _group_of_embedding(options, mesh, timeout)
 
     def train(self, micro_batches: Sequence[Batch], criterion: Criterion) -> None:
         """Run forward and backward passes; gradients are complete afterwards."""
@@ -204,7 +215,9 @@ def _local(x: Tensor) -> Tensor:
     return x.to_local() if hasattr(x, "to_local") else x
 
 
-def _group_of_embedding(options: ParallelOptions, mesh: DeviceMesh) -> tuple[dist.ProcessGroup | None, bool]:
+def _group_of_embedding(
+    options: ParallelOptions, mesh: DeviceMesh, timeout: timedelta
+) -> tuple[dist.ProcessGroup | None, bool]:
     """The processes of this pipeline that hold the embedding and its copy, if this one does and they are two; and
     whether it is this one alone. Collective over all processes."""
     first, last = (stage_owner(options, stage) for stage in (0, options.num_stages - 1))
@@ -214,7 +227,7 @@ def _group_of_embedding(options: ParallelOptions, mesh: DeviceMesh) -> tuple[dis
     pipelines = mesh.mesh.flatten(1).transpose(0, 1)  # [pipelines, pp]
     mine = None
     for ranks in pipelines[:, [first, last]].tolist():
-        group = dist.new_group(ranks)
+        group = dist.new_group(ranks, timeout=timeout)
         if dist.get_rank() in ranks:
             mine = group
     return mine, False

@@ -1,6 +1,7 @@
 """One process alone: no group unless the precision policy needs one."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from pretraining_runs import same_bits
 from torch.distributed.fsdp import FSDPModule
 
 from megatron_plm.benchmark.parity import train_case
-from megatron_plm.config.options import Config, ModelOptions, TrainingOptions
+from megatron_plm.config.options import Config, ModelOptions, ParallelOptions, TrainingOptions
 from megatron_plm.model.initialize import initialize
 from megatron_plm.model.transformer import MaskedLanguageModel
 from megatron_plm.parallel.apply import build_model
@@ -92,6 +93,13 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_weights_and_gradients_in_float3
         assert (seen, logits.dtype) == ([torch.bfloat16], torch.bfloat16)
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_every_group_has_the_timeout_that_was_asked_for():
+    with joined_world(ParallelOptions(), force_group=True, timeout_minutes=0.5) as world:
+        groups = [world.mesh.get_group(name) for name in world.mesh.mesh_dim_names]
+        backends = [group._get_backend(torch.device("cpu")) for group in (dist.group.WORLD, *groups)]
+        assert {backend.options._timeout for backend in backends} == {timedelta(seconds=30)}
 
 
 def test_compiled_blocks_train_as_plain_ones_and_are_compiled_once(pair_data, monkeypatch):

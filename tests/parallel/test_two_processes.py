@@ -4,7 +4,7 @@ import pytest
 import torch
 from pretraining_runs import checkpoint, column, largest_relative_difference, pretrain, read_tensors, records, same_bits
 from torch import nn
-from two_process_work import CLIP
+from two_process_work import BF16_LAYOUTS, CLIP
 
 from megatron_plm.config.load import load_config
 from megatron_plm.model.initialize import initialize
@@ -24,7 +24,7 @@ def folders(one_process, two_processes):
 def test_every_run_of_both_processes_ended_in_order(two_processes):
     for probe in two_processes.probes:
         assert probe["codes"] == {name: 2 if name == "impossible" else 0 for name in probe["codes"]}
-        assert len(probe["codes"]) == 7
+        assert len(probe["codes"]) == 10
 
 
 @pytest.mark.parametrize("name", ["plain", "accumulate", "recompute", "from_one"])
@@ -63,6 +63,13 @@ def test_bfloat16_stays_close_to_one_process_in_bfloat16(folders):
     # Half of each sum is made elsewhere, but sums over labels and over processes are fp32: what differs is the rounding
     # of activations in micro-batches of the same rows, and after a step that of weights one bfloat16 (2^-8) apart.
     assert two == pytest.approx(one, rel=2**-8)
+
+
+@pytest.mark.parametrize("name", BF16_LAYOUTS)
+def test_bfloat16_at_other_layouts_stays_close_to_one_process_in_bfloat16(folders, name):
+    for quantity, tolerance in (("loss", 2**-8), ("grad_norm", 2**-4)):
+        one, two = (column(run, "train", quantity) for run in (folders[0] / "bf16", folders[1] / f"bf16_{name}"))
+        assert two == pytest.approx(one, rel=tolerance)
 
 
 def test_recomputing_changes_no_bit(folders):
