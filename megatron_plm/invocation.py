@@ -12,6 +12,7 @@ _FILES = {
     "train-tokenizer": "tools/train_tokenizer.py",
     "inspect-data": "tools/inspect_data.py",
     "merge-datasets": "tools/merge_datasets.py",
+    "plan": "tools/plan.py",
     "preflight": "tools/preflight.py",
     "convert-checkpoint": "tools/convert_checkpoint.py",
     "structures-to-tape": "tools/structures_to_tape.py",
