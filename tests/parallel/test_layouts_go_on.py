@@ -66,7 +66,7 @@ def test_four_stages_with_a_layout_of_their_own_go_on_from_one_process(folder, a
     assert largest_relative_difference(tensors, expected, "model.") < WEIGHTS
     said = (folder / "output_0.txt").read_text()
     assert "layout: pp 4, dp 1\npipeline 1f1b: blocks of the stages 0, 2, 3, 0; 4 micro-batches, bubble 43%\n" in said
-    assert (folder / "output_1.txt").read_text() == ""
+    assert " loss " not in (folder / "output_1.txt").read_text()
 
 
 def test_one_process_goes_on_where_every_layout_stopped(folder, alone, pair_data, tmp_path):

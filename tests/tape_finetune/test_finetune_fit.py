@@ -54,7 +54,7 @@ def _step(checkpoint: Path, folder: Path, parts: list[list[int]], steps: int = 1
     task = _task(folder)
     model = _model(checkpoint, task)
     source = _source(model, task, folder, "train")
-    optimizer = build_optimizer(model, lr=lr, weight_decay=0.0)
+    optimizer = build_optimizer(model.parameters(), lr=lr, weight_decay=0.0)
     results = [train_step(model, task, source, parts, optimizer, max_grad_norm=0.0) for _ in range(steps)]
     return results, model
 
@@ -84,7 +84,7 @@ def test_step_follows_the_gradient_of_the_mean_loss(checkpoint, peptide_dir):
     mean_loss = task.loss(source.outputs(indices), source.chosen(indices)) / 6
     gradients = torch.autograd.grad(mean_loss, list(model.parameters()))
     expected = math.sqrt(sum(float((g**2).sum()) for g in gradients))
-    optimizer = build_optimizer(model, lr=1e-4, weight_decay=0.0)
+    optimizer = build_optimizer(model.parameters(), lr=1e-4, weight_decay=0.0)
     loss_sum, num_labels, norm = train_step(model, task, source, [indices], optimizer, max_grad_norm=0.0)
     assert (loss_sum / num_labels, num_labels, norm) == pytest.approx((mean_loss.item(), 6, expected), rel=1e-5)
     assert task.loss(source.outputs(indices), source.chosen(indices)).item() < loss_sum
@@ -145,7 +145,7 @@ def test_a_batch_without_labels_changes_no_weight(checkpoint):
     base = transformer(checkpoint)
     model = TaskModel(base, task.heads["linear"](base.num_features, 3), task.level)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    optimizer = build_optimizer(model, lr=1.0, weight_decay=0.1)
+    optimizer = build_optimizer(model.parameters(), lr=1.0, weight_decay=0.1)
     assert train_step(model, task, Source(model, [nothing]), [[0]], optimizer, 1.0) == (0.0, 0, 0.0)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
