@@ -197,10 +197,8 @@ def _passes(parts: list[nn.Module], config: Config, tokenizer: Tokenizer, world:
     if layout.pp == 1:
         return SequentialPasses(parts[0])
     assert world.mesh is not None
-    rows, limits = (
-        training.micro_batch_size,
-        row_limits(config.data, Masking.from_options(config.data, config.model.objective)),
-    )
+    rows = training.micro_batch_size
+    limits = row_limits(config.data, Masking.from_options(config.data, config.model.objective))
     pieces = layout.cp * (layout.tp if config.parallel.sequence_parallel else 1)
     activations = Activations(
         between=(rows, limits.tokens // pieces, config.model.hidden_size),

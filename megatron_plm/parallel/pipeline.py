@@ -26,6 +26,7 @@ from torch.distributed.pipelining.schedules import (
 from megatron_plm.config.options import ParallelOptions
 from megatron_plm.data.loader import Batch
 from megatron_plm.model.transformer import MaskedLanguageModel
+from megatron_plm.parallel.tensor import local_tensor
 
 # Logits of a micro-batch, and the micro-batch: gives the loss that is differentiated.
 Criterion = Callable[[Tensor, Batch], Tensor]
@@ -184,7 +185,7 @@ class PipelinePasses:
     def _add_up_embedding(self) -> None:
         """Sum the gradients of the embedding and of its copy, which is one parameter of the model."""
         weights = [stage.encoder.embedding.tokens.weight for stage in self._stages if stage.is_first or stage.is_last]
-        gradients = [_local(weight.grad) for weight in weights if weight.grad is not None]
+        gradients = [local_tensor(weight.grad) for weight in weights if weight.grad is not None]
         if self._has_both:
             first, last = gradients
             first += last
@@ -209,10 +210,6 @@ def _forward_only(schedule: Any) -> Iterator[None]:
         yield
     finally:
         schedule.pipeline_order_with_comms = order
-
-
-def _local(x: Tensor) -> Tensor:
-    return x.to_local() if hasattr(x, "to_local") else x
 
 
 def _group_of_embedding(

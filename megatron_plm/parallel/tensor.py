@@ -81,11 +81,14 @@ class _JoinedSequence(SequenceParallel):
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         module = super()._apply(module, device_mesh)
-        module.register_forward_hook(lambda _, __, x: _redistributed(_local(x), device_mesh, Shard(1), Replicate()))
+        module.register_forward_hook(
+            lambda _, __, x: _redistributed(local_tensor(x), device_mesh, Shard(1), Replicate())
+        )
         return module
 
 
-def _local(x: Tensor) -> Tensor:
+def local_tensor(x: Tensor) -> Tensor:
+    """What this process holds of a tensor: its shard of a DTensor, all of any other."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from megatron_plm.parallel.mesh import World
+from megatron_plm.parallel.tensor import local_tensor
 
 
 def build_optimizer(
@@ -49,7 +50,7 @@ def clip_gradients(
     present = [p for p in parameters if p.grad is not None]
     for parameter in present:
         _complete_gradient(parameter)
-    pieces = [_local(p.grad) for p in present if p.grad is not None]
+    pieces = [local_tensor(p.grad) for p in present if p.grad is not None]
     if world is None or world.size == 1:
         norm = nn.utils.get_total_norm(pieces)
     else:
@@ -70,10 +71,6 @@ def _complete_gradient(parameter: nn.Parameter) -> None:
     gradient = parameter.grad
     if isinstance(gradient, DTensor) and isinstance(parameter, DTensor) and gradient.placements != parameter.placements:
         parameter.grad = gradient.redistribute(placements=parameter.placements)
-
-
-def _local(x: Tensor) -> Tensor:
-    return x.to_local() if isinstance(x, DTensor) else x
 
 
 def _num_holders(parameter: Tensor, world: World) -> int:
