@@ -6,7 +6,7 @@ machine, share what talks most.
 
 from dataclasses import dataclass
 
-from megatron_plm.config.options import Config, ParallelOptions
+from megatron_plm.config.options import Config, ParallelOptions, TrainingOptions
 
 DIMS = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
 
@@ -124,11 +124,11 @@ def layout_problems(config: Config, world_size: int) -> list[str]:
         f"{-(-training.global_batch_size // rows) * rows}",
     )
     if fits:
-        found += _pipeline_problems(config, training.global_batch_size // rows, dp)
+        found += _pipeline_problems(config, num_micro_batches(training, dp), dp)
     return found
 
 
-def _pipeline_problems(config: Config, num_micro_batches: int, dp: int) -> list[str]:
+def _pipeline_problems(config: Config, micro_batches: int, dp: int) -> list[str]:
     parallel, num_layers = config.parallel, config.model.num_layers
     pp, stages = parallel.pipeline_model_parallel_size, parallel.num_stages
     schedule, virtual = parallel.pipeline_schedule, parallel.num_virtual_stages
@@ -161,16 +161,16 @@ def _pipeline_problems(config: Config, num_micro_batches: int, dp: int) -> list[
         found.append("--pipeline-schedule zbv needs --recompute-granularity none or full")
     if schedule == "interleaved" and virtual == 1:
         found.append("--num-virtual-stages-per-pipeline-rank 1: the schedule interleaved needs several; use 1f1b")
-    if num_micro_batches < pp:
+    if micro_batches < pp:
         found.append(
-            f"--global-batch-size gives each pipeline {num_micro_batches} micro-batch"
-            f"{'es' if num_micro_batches > 1 else ''}, fewer than its {pp} processes, which would stand idle; raise "
+            f"--global-batch-size gives each pipeline {micro_batches} micro-batch"
+            f"{'es' if micro_batches > 1 else ''}, fewer than its {pp} processes, which would stand idle; raise "
             "it, or lower --micro-batch-size or --pipeline-model-parallel-size"
         )
-    elif schedule == "interleaved" and num_micro_batches % pp:
+    elif schedule == "interleaved" and micro_batches % pp:
         found.append(
             f"--pipeline-schedule interleaved needs a number of micro-batches that {pp} divides, and "
-            f"--global-batch-size gives {num_micro_batches}"
+            f"--global-batch-size gives {micro_batches}"
         )
     if parallel.pipeline_layout is not None:
         found += _pipeline_layout_problems(parallel.pipeline_layout, num_layers, stages)
@@ -216,16 +216,47 @@ def stage_layers(options: ParallelOptions, num_layers: int) -> list[range]:
     return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
 
-def bubble_fraction(options: ParallelOptions, num_micro_batches: int) -> float:
-    """Share of a step in which a pipeline's process waits, were all passes of all stages equally long.
+def stages_of(options: ParallelOptions, pp_rank: int) -> tuple[int, ...]:
+    """The stages of one process of the pipeline: every pp-th, or for zbv one on the way there and one on the way
+    back."""
+    pp = options.pipeline_model_parallel_size
+    if pp == 1:
+        return (0,)
+    if options.pipeline_schedule == "zbv":
+        return pp_rank, 2 * pp - 1 - pp_rank
+    return tuple(range(pp_rank, options.num_stages, pp))
 
-    Narayanan et al. 2021 (arXiv:2104.04473), section 2.2; zbv, of Qi et al. 2023 (arXiv:2401.10241), fills it with the
-    gradients of weights where they take as long as the other passes, and micro-batches are at least twice the stages.
+
+def num_micro_batches(training: TrainingOptions, dp: int) -> int:
+    """Micro-batches that each of `dp` data-parallel processes computes in a step."""
+    return training.global_batch_size // (training.micro_batch_size * dp)
+
+
+def pipeline_idle(
+    options: ParallelOptions, micro_batches: int, *, forward: float = 1.0, inputs: float = 1.0, weights: float = 1.0
+) -> float:
+    """Time that a process of the pipeline waits for the others in a step, in the unit of its three passes of one
+    micro-batch: forward, and back to the gradients of inputs and of weights.
+
+    A micro-batch's time for each other process (Narayanan et al. 2021, arXiv:2104.04473, section 2.2), with v stages a
+    process a v-th of it. The V of Qi et al. 2023 (arXiv:2401.10241), section 6, fills most of that with gradients of
+    weights; what is left was found by replaying the order that torch computes in, and grows where there are fewer
+    micro-batches than twice the processes.
     """
-    pp, work = options.pipeline_model_parallel_size, num_micro_batches * options.num_virtual_stages
-    if options.pipeline_schedule == "zbv" and num_micro_batches >= 2 * pp:
-        return 0.0
-    return (pp - 1) / (work + pp - 1)
+    pp = options.pipeline_model_parallel_size
+    if pp == 1 or options.pipeline_schedule != "zbv":
+        return (pp - 1) * (forward + inputs + weights) / options.num_virtual_stages
+    missing = max(0, 2 * pp - 1 - micro_batches)
+    return ((pp - 1) * (forward + inputs - weights) + missing * (inputs + weights - forward)) / 2
+
+
+def bubble_fraction(options: ParallelOptions, micro_batches: int) -> float:
+    """Share of a step's passes in which a process of the pipeline waits, were all passes of all stages equally long.
+
+    The planner's differs: it weighs the passes by their time, and a step has more than passes.
+    """
+    idle = pipeline_idle(options, micro_batches)
+    return idle / (3 * micro_batches + idle)
 
 
 def _flag(name: str) -> str:

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from megatron_plm.config.layout import stage_layers
+from megatron_plm.config.layout import num_micro_batches, stage_layers, stages_of
 from megatron_plm.config.options import Config
 from megatron_plm.data.loader import Batch
 from megatron_plm.data.masking import Masking
@@ -25,7 +25,7 @@ from megatron_plm.model.initialize import Piece, initialize
 from megatron_plm.model.transformer import Block, MaskedLanguageModel
 from megatron_plm.parallel.context import apply_context_parallel, own_labels
 from megatron_plm.parallel.mesh import World
-from megatron_plm.parallel.pipeline import Activations, Criterion, PipelinePasses, Stage, own_stages
+from megatron_plm.parallel.pipeline import Activations, Criterion, PipelinePasses, Stage
 from megatron_plm.parallel.tensor import apply_tensor_parallel
 from megatron_plm.tokenizers import Tokenizer
 
@@ -97,7 +97,7 @@ def assemble(config: Config, tokenizer: Tokenizer, world: World) -> tuple[list[n
     layers = stage_layers(config.parallel, config.model.num_layers)
     pp = world.layout.pp
     parts: list[nn.Module] = []
-    for stage in own_stages(config.parallel, world.coordinate("pp")) if pp > 1 else [0]:
+    for stage in stages_of(config.parallel, world.coordinate("pp")):
         with torch.device("meta"):
             model = MaskedLanguageModel(config.model, tokenizer)
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -206,9 +206,14 @@ def _passes(parts: list[nn.Module], config: Config, tokenizer: Tokenizer, world:
         dtype=torch.bfloat16 if training.bf16 else torch.float32,
     )
     stages = [part for part in parts if isinstance(part, Stage)]
-    num_micro_batches = training.global_batch_size // (rows * layout.dp)
     return PipelinePasses(
-        stages, config.parallel, world.mesh, world.device, activations, num_micro_batches, world.timeout
+        stages,
+        config.parallel,
+        world.mesh,
+        world.device,
+        activations,
+        num_micro_batches(training, layout.dp),
+        world.timeout,
     )
 
 

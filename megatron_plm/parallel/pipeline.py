@@ -23,6 +23,7 @@ from torch.distributed.pipelining.schedules import (
     _ComputationType,
 )
 
+from megatron_plm.config.layout import stages_of
 from megatron_plm.config.options import ParallelOptions
 from megatron_plm.data.loader import Batch
 from megatron_plm.model.transformer import MaskedLanguageModel
@@ -94,19 +95,10 @@ class Stage(nn.Module):
         return self.head(x_BMD, self.encoder.embedding.tokens.weight)
 
 
-def own_stages(options: ParallelOptions, rank: int) -> list[int]:
-    """The stages of process `rank` of the pipeline: those that come round to it, or for zbv one on the way there and
-    one on the way back."""
-    pp = options.pipeline_model_parallel_size
-    if options.pipeline_schedule == "zbv":
-        return [rank, 2 * pp - 1 - rank]
-    return list(range(rank, options.num_stages, pp))
-
-
 def stage_owner(options: ParallelOptions, stage: int) -> int:
     """The process of the pipeline that holds `stage`."""
     pp = options.pipeline_model_parallel_size
-    return next(rank for rank in range(pp) if stage in own_stages(options, rank))
+    return next(rank for rank in range(pp) if stage in stages_of(options, rank))
 
 
 @dataclass(frozen=True)
@@ -148,7 +140,7 @@ class PipelinePasses:
                 output_args=(logits if stage.is_last else between,),
                 group=group,
             )
-            for stage, index in zip(stages, own_stages(options, rank), strict=True)
+            for stage, index in zip(stages, stages_of(options, rank), strict=True)
         ]
         build = _SCHEDULES[options.pipeline_schedule]
         multi = options.pipeline_schedule in ("interleaved", "zbv")

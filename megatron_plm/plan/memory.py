@@ -7,7 +7,7 @@ positions of a micro-batch on one GPU, V vocabulary.
 import math
 from dataclasses import dataclass
 
-from megatron_plm.config.layout import Layout
+from megatron_plm.config.layout import Layout, num_micro_batches
 from megatron_plm.config.options import Config, ParallelOptions
 from megatron_plm.plan.parameters import Part, held_of_block, held_of_rest, pipeline_parts
 
@@ -48,11 +48,6 @@ def labels_per_gpu(config: Config) -> int:
     share = 1.0 if config.model.objective == "clm" else min(1.0, config.data.mask_prob * _LABEL_ROOM)
     row = min(config.data.seq_length, math.ceil(config.data.seq_length * share) + 1)
     return -(-config.training.micro_batch_size * row // config.parallel.context_parallel_size)
-
-
-def num_micro_batches(config: Config, layout: Layout) -> int:
-    """Micro-batches that one data-parallel process computes in a step."""
-    return config.training.global_batch_size // (config.training.micro_batch_size * layout.dp)
 
 
 def in_flight(parallel: ParallelOptions, pp_rank: int, micro_batches: int) -> int:
@@ -105,7 +100,7 @@ def gpu_memory(config: Config, layout: Layout, part: Part, pp_rank: int, vocab_s
     """The memory of a GPU of pipeline rank `pp_rank`, which has `part` of the model."""
     model, parallel, c = config.model, config.parallel, compute_bytes(config)
     D, F, tp, shards = model.hidden_size, model.ffn_size, layout.tp, layout.dp_shard * layout.cp
-    T, micro_batches = tokens_per_gpu(config), num_micro_batches(config, layout)
+    T, micro_batches = tokens_per_gpu(config), num_micro_batches(config.training, layout.dp)
     block, rest = held_of_block(model, tp, shards), held_of_rest(part, model, vocab_size, tp, shards)
     blocks = sum(part.blocks)
     shard, whole = blocks * block.shard + rest.shard, blocks * block.whole + rest.whole

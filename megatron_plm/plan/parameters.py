@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
-from megatron_plm.config.layout import stage_layers
+from megatron_plm.config.layout import stage_layers, stages_of
 from megatron_plm.config.options import ModelOptions, ParallelOptions
 
 
@@ -105,16 +105,6 @@ def held_of_block(model: ModelOptions, tp: int, shards: int) -> Held:
 def held_of_rest(part: Part, model: ModelOptions, vocab_size: int, tp: int, shards: int) -> Held:
     """What a process with `part` has outside of blocks."""
     return Held.of(part.rest(model, vocab_size), tp, shards)
-
-
-def stages_of(parallel: ParallelOptions, pp_rank: int) -> tuple[int, ...]:
-    """The stages of one process: every pp-th, or, in the V shape of zbv, as far from the end as from the start."""
-    pp = parallel.pipeline_model_parallel_size
-    if pp == 1:
-        return (0,)
-    if parallel.pipeline_schedule == "zbv":
-        return pp_rank, 2 * pp - 1 - pp_rank
-    return tuple(range(pp_rank, parallel.num_stages, pp))
 
 
 @lru_cache(maxsize=4096)

@@ -9,10 +9,10 @@ Shapes: T tokens of a micro-batch on one GPU, D hidden size, F feed-forward size
 from dataclasses import dataclass
 from functools import lru_cache
 
-from megatron_plm.config.layout import DIMS, Layout
+from megatron_plm.config.layout import DIMS, Layout, num_micro_batches, pipeline_idle
 from megatron_plm.config.options import Config
 from megatron_plm.plan.hardware import Gpu
-from megatron_plm.plan.memory import FP32, compute_bytes, labels_per_gpu, num_micro_batches, tokens_per_gpu
+from megatron_plm.plan.memory import FP32, compute_bytes, labels_per_gpu, tokens_per_gpu
 from megatron_plm.plan.parameters import Part, held_of_block, held_of_rest, pipeline_parts
 
 # Assumptions.
@@ -89,7 +89,7 @@ def estimate_speed(
 
     `attention_length` is how many tokens a token attends to, on average.
     """
-    parallel, c, micro_batches = config.parallel, compute_bytes(config), num_micro_batches(config, layout)
+    parallel, c, micro_batches = config.parallel, compute_bytes(config), num_micro_batches(config.training, layout.dp)
     links = _Links(layout, gpu, gpus_per_node)
     block = _block_passes(config, gpu, attention_length)
     exchange, block_sent = _block_exchange(config, links)
@@ -110,7 +110,9 @@ def estimate_speed(
     stream = tokens_per_gpu(config) * config.model.hidden_size * c / (layout.tp if parallel.sequence_parallel else 1)
     handed = 2 * parallel.num_virtual_stages * stream if layout.pp > 1 else 0.0
     hand_over = handed / links.bandwidth("pp") + (2 * LATENCY * parallel.num_virtual_stages if layout.pp > 1 else 0.0)
-    idle = _idle_seconds(config, layout.pp, micro_batches, slowest)
+    idle = pipeline_idle(
+        parallel, micro_batches, forward=slowest.forward, inputs=slowest.inputs, weights=slowest.weights
+    )
     data_parallel = _data_parallel(config, layout, links, fullest, vocab_size, slowest, micro_batches)
 
     busy = micro_batches * (slowest.total + hand_over)
@@ -215,21 +217,6 @@ def _block_exchange(config: Config, links: _Links) -> tuple[float, dict[str, flo
     sent = {"tp": 2 * 2 * stream * (tp - 1) / tp, "cp": 4 * stream / tp * (cp - 1) / cp}
     seconds = sum(sent[dim] / links.bandwidth(dim) for dim in sent)
     return seconds + (2 * LATENCY if tp > 1 else 0.0) + (4 * LATENCY if cp > 1 else 0.0), sent
-
-
-def _idle_seconds(config: Config, pp: int, micro_batches: int, slot: _Passes) -> float:
-    """Time that a process of the pipeline waits for the others in a step.
-
-    A micro-batch's time for each other process (Narayanan et al. 2021, section 2.2), with v stages a process a v-th of
-    it. The V of Qi et al. 2023, section 6, fills most of that with gradients of weights; what is left was found by
-    replaying the order that torch computes in, and grows where there are fewer micro-batches than twice the processes.
-    """
-    others, schedule = pp - 1, config.parallel.pipeline_schedule
-    if schedule != "zbv":
-        return others * slot.total / config.parallel.num_virtual_stages
-    missing = max(0, 2 * pp - 1 - micro_batches) if pp > 1 else 0
-    rising, filled = slot.forward + slot.inputs - slot.weights, slot.inputs + slot.weights - slot.forward
-    return (others * rising + missing * filled) / 2
 
 
 @dataclass(frozen=True)

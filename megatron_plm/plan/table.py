@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from megatron_plm.config.layout import num_micro_batches
 from megatron_plm.config.options import Config, option_fields
 from megatron_plm.plan.hardware import RESERVED
-from megatron_plm.plan.memory import num_micro_batches
 from megatron_plm.plan.parameters import parameter_count
 from megatron_plm.plan.search import RECOMPUTE, Plan, Request
 
@@ -60,7 +60,7 @@ def as_json(request: Request, plans: list[Plan]) -> dict[str, Any]:
             {
                 "layout": asdict(plan.layout),
                 "flags": flags(request, plan.config),
-                "micro_batches": num_micro_batches(plan.config, plan.layout),
+                "micro_batches": num_micro_batches(plan.config.training, plan.layout.dp),
                 "memory": {**asdict(plan.memory), "total": plan.memory.total, "pipeline_rank": plan.fullest},
                 "activations": plan.activations,
                 "speed": asdict(plan.speed),

@@ -12,7 +12,7 @@ import torch
 
 from megatron_plm import __version__
 from megatron_plm.checkpoint_format import CHECKPOINTS, CONFIG_FILE, write_config
-from megatron_plm.config.layout import bubble_fraction, stage_layers
+from megatron_plm.config.layout import bubble_fraction, num_micro_batches, stage_layers
 from megatron_plm.config.load import load_config, to_toml
 from megatron_plm.config.options import Config
 from megatron_plm.config.problems import problems
@@ -184,7 +184,7 @@ def _layout_told(config: Config, world: World) -> str:
         return ""
     lines = [f"layout: {layout}"]
     if layout.pp > 1:
-        num = config.training.global_batch_size // (config.training.micro_batch_size * layout.dp)
+        num = num_micro_batches(config.training, layout.dp)
         stages = ", ".join(str(len(blocks)) for blocks in stage_layers(parallel, config.model.num_layers))
         lines.append(
             f"pipeline {parallel.pipeline_schedule}: blocks of the stages {stages}; {num} micro-batches, bubble "

@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
+from megatron_plm.config.layout import stages_of
 from megatron_plm.config.options import ModelOptions, ParallelOptions
 from megatron_plm.config.presets import PRESETS
 from megatron_plm.model.transformer import Block, MaskedLanguageModel
@@ -20,7 +21,6 @@ from megatron_plm.plan.parameters import (
     held_of_block,
     parameter_count,
     pipeline_parts,
-    stages_of,
 )
 from megatron_plm.tokenizers import get_tokenizer
 

@@ -19,7 +19,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from megatron_plm.config.layout import Layout
+from megatron_plm.config.layout import Layout, num_micro_batches
 from megatron_plm.config.options import Config, DataOptions, ModelOptions, ParallelOptions, TrainingOptions
 from megatron_plm.model.attention import Sequences
 from megatron_plm.model.heads import MaskedLanguageModelHead, summed_cross_entropy
@@ -34,7 +34,6 @@ from megatron_plm.plan.memory import (
     in_flight,
     labels_per_gpu,
     largest_memory,
-    num_micro_batches,
 )
 from megatron_plm.plan.parameters import parameter_count, pipeline_parts
 
@@ -262,7 +261,7 @@ def test_a_pipeline_makes_room_for_every_micro_batch_of_a_step():
         parallel=parallel,
     )
     layout = Layout.of(parallel, 4)
-    stream, rooms = 2 * 64 * 96 * 2, num_micro_batches(config, layout)
+    stream, rooms = 2 * 64 * 96 * 2, num_micro_batches(config.training, layout.dp)
     parts = pipeline_parts(config.model, parallel)
     held = [gpu_memory(config, layout, part, rank, VOCAB) for rank, part in enumerate(parts)]
     assert [memory.pipeline // stream for memory in held] == [rooms + 4, 2 * rooms + 3, 2 * rooms + 2, rooms]

@@ -7,13 +7,13 @@ import torch
 from pipeline_orders import order, time_of_a_step
 from torch.utils.flop_counter import FlopCounterMode
 
-from megatron_plm.config.layout import Layout
+from megatron_plm.config.layout import Layout, bubble_fraction, pipeline_idle
 from megatron_plm.config.options import Config, DataOptions, ModelOptions, ParallelOptions, TrainingOptions
 from megatron_plm.model.heads import summed_cross_entropy
 from megatron_plm.model.transformer import MaskedLanguageModel
 from megatron_plm.plan.hardware import GPUS
 from megatron_plm.plan.parameters import parameter_count
-from megatron_plm.plan.speed import _idle_seconds, _Links, _Passes, estimate_speed, model_flops
+from megatron_plm.plan.speed import _Links, estimate_speed, model_flops
 from megatron_plm.tokenizers import get_tokenizer
 
 VOCAB, ATTENTION = 33, 512.0
@@ -90,7 +90,7 @@ def test_idle_time_is_that_of_torchs_order(schedule, stages, pp, micro_batches, 
         num_virtual_stages_per_pipeline_rank=stages,
     )
     replayed = idle_of("1f1b" if stages == 1 else schedule, stages, pp, micro_batches, passes)
-    idle = _idle_seconds(Config(parallel=parallel), pp, micro_batches, _Passes(*passes))
+    idle = idle_by_formula(parallel, micro_batches, passes)
     assert idle == pytest.approx(replayed)
 
 
@@ -99,10 +99,30 @@ def test_idle_time_is_that_of_torchs_order(schedule, stages, pp, micro_batches, 
 def test_idle_time_of_the_v_bounds_that_of_torchs_order(pp, micro_batches, passes):
     parallel = ParallelOptions(pipeline_model_parallel_size=pp, pipeline_schedule="zbv")
     replayed = idle_of("zbv", 2, pp, micro_batches, passes)
-    idle = _idle_seconds(Config(parallel=parallel), pp, micro_batches, _Passes(*passes))
+    idle = idle_by_formula(parallel, micro_batches, passes)
     assert replayed <= idle + 1e-9
     assert idle - replayed <= 0.08 * sum(passes) * (pp - 1)
     assert idle < (pp - 1) * sum(passes) / 2 + 1e-9, "never worse than two interleaved stages"
+
+
+def idle_by_formula(parallel: ParallelOptions, micro_batches: int, passes: tuple[float, ...]) -> float:
+    forward, inputs, weights = passes
+    return pipeline_idle(parallel, micro_batches, forward=forward, inputs=inputs, weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "pp", "micro_batches", "expected"),
+    [
+        ("1f1b", 4, 8, 3 / 11),  # Narayanan et al. 2021, section 2.2: (pp - 1)/m of the work
+        ("gpipe", 4, 8, 3 / 11),
+        ("interleaved", 4, 8, 3 / 19),  # half of it, with two stages a process
+        ("zbv", 4, 8, 1.5 / 25.5),
+        ("1f1b", 1, 8, 0.0),
+    ],
+)
+def test_the_bubble_that_a_run_tells_is_idle_time_of_equal_passes(schedule, pp, micro_batches, expected):
+    parallel = ParallelOptions(pipeline_model_parallel_size=pp, pipeline_schedule=schedule)
+    assert bubble_fraction(parallel, micro_batches) == pytest.approx(expected)
 
 
 def idle_of(schedule: str, stages: int, pp: int, micro_batches: int, passes: tuple[float, ...]) -> float:
