@@ -30,20 +30,8 @@ rendezvous=(--standalone)
 if [ "$NNODES" != 1 ]; then
   rendezvous=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT")
 fi
-# torchrun ends a signalled run with a traceback of its own, although the workers have saved and said so. It leaves this
-# process group, so that Ctrl-C and `timeout`, which signal all of it, reach it once: by the trap below.
-agent_program='
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts what it sends to the background deaf to it
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.run import main
-os.setpgrp()
-try:
-    main()
-except SignalException:
-    sys.exit(1)
-'
-"$PYTHON" -c "$agent_program" "${rendezvous[@]}" --nproc-per-node "$NPROC_PER_NODE" \
+# It leaves this process group, so that Ctrl-C and `timeout`, which signal all of it, reach it once: by the trap below.
+"$PYTHON" -P -m megatron_plm.torchrun_agent "${rendezvous[@]}" --nproc-per-node "$NPROC_PER_NODE" \
   --signals-to-handle "$signals" "$program" "$@" &
 agent=$!
 for name in ${signals//,/ }; do trap "kill -$name $agent 2>/dev/null" "$name"; done

@@ -11,7 +11,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = "megatron_plm"
 
 # Importable by every room; none of them imports a room.
-FOUNDATION = {"errors", "arguments", "invocation", "files", "philox", "machine", "memory", "rendezvous", "__init__"}
+FOUNDATION = {
+    "errors", "arguments", "invocation", "files", "philox", "machine", "memory", "rendezvous", "torchrun_agent",
+    "__init__",
+}  # fmt: skip
 
 # room: (rooms it may import, modules from outside that it must not)
 ROOMS = {

@@ -12,14 +12,14 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, Store
+from torch._C._distributed_c10d import Store
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
-from torch.distributed.rendezvous import rendezvous
 
 from megatron_plm.config.layout import DIMS, Layout
 from megatron_plm.config.options import ParallelOptions
 from megatron_plm.errors import UserError
+from megatron_plm.parallel.presence import Presence, open_store
 
 ONE_PROCESS = Layout(1, 1, 1, 1, 1)
 _DEFAULT_TIMEOUT = timedelta(minutes=10)
@@ -144,7 +144,8 @@ def joined_world(
 
     A single process gets no process group, unless `force_group`: FSDP2, which carries the mixed-precision policy,
     needs a mesh even for one. A process that waits for another longer than the timeout fails. Raises OtherOptions where
-    `description`, lines of "option = value", is not that of the first process.
+    `description`, lines of "option = value", is not that of the first process, and RunFailed with the name of a process
+    that doesn't come or goes before the others.
     """
     device = torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
@@ -153,18 +154,16 @@ def joined_world(
         yield World(0, 1, device, None)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    store: Store
-    if "RANK" in os.environ:
-        store, rank, size = next(rendezvous("env://"))
-    else:
-        store, rank, size = HashStore(), 0, 1
-    timeout = timedelta(minutes=timeout_minutes)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    rank, size, timeout = int(os.environ.get("RANK", "0")), world_size(), timedelta(minutes=timeout_minutes)
+    store = open_store(rank, size, timeout)
     try:
-        _check_same(store, rank, size, description, timeout)
-        yield arranged_world(options or ParallelOptions(), device, store, timeout)
+        with Presence(store, rank, size, timeout) if size > 1 else contextlib.nullcontext():
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+            _check_same(store, rank, size, description, timeout)
+            yield arranged_world(options or ParallelOptions(), device, store, timeout)
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def arranged_world(
@@ -204,10 +203,4 @@ def _check_same(store: Store, rank: int, size: int, description: str, timeout: t
     store.wait(["all_compared"], timeout)
     if not store.check(["other_options"]):
         return
-    sentence = store.get("other_options").decode()
-    if store.add("told_other_options", 1) == size:
-        store.set("all_told_other_options", "")
-    if rank == 0:  # the store may go with this process: the others read first
-        with contextlib.suppress(RuntimeError, ValueError):
-            store.wait(["all_told_other_options"], timedelta(seconds=10))
-    raise OtherOptions(sentence)
+    raise OtherOptions(store.get("other_options").decode())

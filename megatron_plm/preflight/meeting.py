@@ -7,10 +7,11 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import PrefixStore
 
 from megatron_plm.errors import RunFailed
 from megatron_plm.parallel.mesh import local_rank, world_size
+from megatron_plm.parallel.presence import open_store
 
 _POLL_SECONDS = 0.1
 _PINGS = 5
@@ -31,7 +32,7 @@ class Meeting:
     def __init__(self, wait_seconds: float) -> None:
         """Call the roll; returns when all are here, or time is up. Raises RunFailed where nobody can be reached."""
         self.rank, self.size = int(os.environ.get("RANK", "0")), world_size()
-        self._store = PrefixStore("preflight", _store(self.rank, self.size, wait_seconds))
+        self._store = PrefixStore("preflight", open_store(self.rank, self.size, timedelta(seconds=wait_seconds)))
         self._store.set_timeout(timedelta(seconds=_SECONDS_TO_ANSWER))
         started = time.monotonic()
         self.tell("here", [socket.gethostname(), local_rank()])
@@ -114,21 +115,3 @@ class Meeting:
 def now() -> float:
     """Seconds since the epoch by this machine's clock."""
     return time.time()
-
-
-def _store(rank: int, size: int, wait_seconds: float) -> Store:
-    if "RANK" not in os.environ:
-        return HashStore()
-    # Under torchrun the agent holds the store; else rank 0 does, where the process group will meet too.
-    holds = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    try:
-        return TCPStore(
-            host, int(port), size, holds, timedelta(seconds=wait_seconds), wait_for_workers=False, multi_tenant=True
-        )
-    except (RuntimeError, ValueError) as error:
-        raise RunFailed(
-            f"rank {rank} on {socket.gethostname()} did not reach MASTER_ADDR {host or 'missing'}, MASTER_PORT "
-            f"{port or 'missing'} within {wait_seconds:g} s ({str(error).splitlines()[0]}); is rank 0 running there, "
-            "and the port open between the nodes?"
-        ) from None

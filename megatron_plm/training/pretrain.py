@@ -24,6 +24,7 @@ from megatron_plm.machine import package_versions, processor_name
 from megatron_plm.memory import keep_freed_memory
 from megatron_plm.model.attention import attention_path
 from megatron_plm.parallel.mesh import OtherOptions, World, check_devices, joined_world, local_rank, world_size
+from megatron_plm.parallel.presence import is_broken_connection
 from megatron_plm.training.checkpoint import load_checkpoint, load_pretrained_weights
 from megatron_plm.training.guard import StopRequest
 from megatron_plm.training.loop import train
@@ -75,6 +76,8 @@ def main(argv: Sequence[str]) -> int:
             stack.enter_context(own_run_directory(config, world))
             return EXIT_CODES[_pretrain(config, world, datasets, argv)]
         except UserError as error:
+            if is_broken_connection(error):
+                raise
             error.told = error.told or not world.is_first(str(error))
             if world.all_come("an error", seconds=_SECONDS_TO_AGREE):
                 raise

@@ -1,0 +1,256 @@
+"""Where the processes of a run meet, and who is still there: one that has gone is told by name.
+
+That a collective fails, or takes too long, doesn't tell whose fault it is. So each process leaves signs of life in the
+store where all met, from a thread that goes on while the process waits, and its reason where it ends before the others.
+Who finds that somebody has gone leaves a verdict there, which all others read and end by; one of them tells it.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterable
+from datetime import timedelta
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
+
+from megatron_plm.errors import RunFailed, UserError, tell
+
+_BEAT = 1.0  # seconds between two signs
+_SILENT = 5  # own beats without another's sign after which, when a collective has failed, that one has gone
+_PATIENCE = 10  # beats in which all others have noticed what one of them has
+_NAMED = 8  # processes that a message names
+
+_HERE, _WAITED, _LEFT = "here", "waited in vain", "left"
+
+
+def open_store(rank: int, size: int, timeout: timedelta) -> Store:
+    """The store at MASTER_ADDR and MASTER_PORT; under torchrun the agent holds it, else process 0.
+
+    Raises RunFailed where it cannot be reached.
+    """
+    if "RANK" not in os.environ:
+        return HashStore()
+    host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    try:
+        return TCPStore(host, int(port), size, _holds_store(rank), timeout, wait_for_workers=False, multi_tenant=True)
+    except (RuntimeError, ValueError) as error:
+        raise RunFailed(
+            f"rank {rank} on {socket.gethostname()} did not reach MASTER_ADDR {host or 'missing'}, MASTER_PORT "
+            f"{port or 'missing'} within {timeout.total_seconds():g} s ({str(error).splitlines()[0]}); is rank 0 "
+            "running there, and the port open between the nodes?"
+        ) from None
+
+
+def is_broken_connection(error: BaseException | None) -> bool:
+    """Whether a collective failed as another process was gone or late, by the error or what it came from."""
+    while error is not None:
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class _Sign(NamedTuple):
+    """What a process leaves: how many signs so far, where it runs, and how it is."""
+
+    beats: int
+    host: str
+    state: str
+
+
+class Presence:
+    """This process among all of the run, which come together on entering it.
+
+    Leaving by an error of its own, a process tells the others its reason. Leaving as a collective has failed, it raises
+    RunFailed with the name of the process that is to blame, where one is. A process that goes on waiting when somebody
+    was found to have gone is ended, with exit code 1. Entering raises RunFailed where not all come in time.
+    """
+
+    def __init__(self, store: Store, rank: int, size: int, timeout: timedelta) -> None:
+        # A connection of its own, which never waits behind the other one's requests.
+        self._store = PrefixStore("presence", store.clone())  # type: ignore[attr-defined]
+        self._rank, self._size, self._timeout = rank, size, timeout
+        self._host = socket.gethostname()
+        self._beats, self._state, self._reason = 0, _HERE, ""
+        self._seen: dict[int, tuple[int, int]] = {}  # by rank: its last beat, and ours when it was new
+        self._asked_at: int | None = None  # our beat when a collective had failed
+        self._too_late = False  # it failed by the time it took
+        self._verdict, self._verdict_at, self._tells = "", 0, False
+        self._is_alone = False  # the store has gone, or doesn't answer
+        self._judged, self._stop, self._wake = threading.Event(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._live, name="presence", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._sign()
+        if self._store.add("number", 1) == self._size:
+            self._store.set("all", "")
+        try:
+            self._store.wait(["all"], self._timeout)
+        except (RuntimeError, ValueError):
+            absent = [rank for rank in range(self._size) if not self._store.check([str(rank)])]
+            self._store.set(
+                "all",
+                f"{_named(absent)} did not come within {_minutes(self._timeout)} (--distributed-timeout-minutes); look "
+                "for its own message, and whether all were started",
+            )
+        if sentence := self._store.get("all").decode():
+            failure = RunFailed(sentence)
+            failure.told = self._store.add("told", 1) > 1
+            if _holds_store(self._rank):
+                time.sleep(_BEAT)  # the others read it too
+            raise failure
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        failure = None
+        if is_broken_connection(error):
+            failure = self._blame(too_late="timed out" in str(error).lower())
+        elif error is not None and not isinstance(error, UserError):  # which all find alike
+            cause = (error.__context__ if isinstance(error, SystemExit) else None) or error
+            self._reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
+        self._state = _LEFT
+        self._stop.set()
+        self._wake.set()
+        if not self._is_alone:
+            self._thread.join(timeout=2 * _PATIENCE * _BEAT)
+        if failure is not None:
+            raise failure from None
+
+    def _blame(self, *, too_late: bool) -> RunFailed | None:
+        """Whose fault it is that a collective has failed; None where nobody seems to be missing."""
+        self._too_late, self._state, self._asked_at = too_late, _WAITED, self._beats
+        self._wake.set()
+        if not self._judged.wait(timeout=2 * _PATIENCE * _BEAT) or self._is_alone:
+            self._is_alone = True
+            if _agent_holds_store():
+                return None
+            self._verdict, self._tells = "process 0, which holds the store where all meet, has gone or hangs", True
+        if not self._verdict:
+            return None
+        failure = RunFailed(f"{self._verdict}; go on from the last checkpoint with --load")
+        failure.told = not self._tells
+        return failure
+
+    def _live(self) -> None:
+        """Leave signs, and look for the others', until told to stop."""
+        try:
+            while not self._stop.is_set():
+                self._wake.wait(_BEAT)
+                self._wake.clear()
+                self._sign()
+                if not self._verdict and self._store.check(["verdict"]):
+                    self._hear()
+                if not self._verdict:
+                    self._look()
+                elif self._beats - self._verdict_at > _PATIENCE and not self._stop.is_set():
+                    self._end_the_process()
+                if self._verdict:
+                    self._judged.set()
+            self._leave()
+        except (RuntimeError, ValueError):
+            self._is_alone = True
+            self._judged.set()
+
+    def _sign(self) -> None:
+        self._beats += 1
+        self._store.set(str(self._rank), json.dumps([self._beats, self._host, self._state]))
+
+    def _signs(self, ranks: Iterable[int]) -> dict[int, _Sign]:
+        asked = list(ranks)
+        found = self._store.multi_get([str(rank) for rank in asked])
+        signs = {rank: _Sign(*json.loads(value)) for rank, value in zip(asked, found, strict=True)}
+        for rank, sign in signs.items():
+            if rank not in self._seen or self._seen[rank][0] != sign.beats:
+                self._seen[rank] = sign.beats, self._beats
+        return signs
+
+    def _look(self) -> None:
+        """Look for who has gone: when a collective has failed, or once in a while, the first process for all others and
+        the second one for it."""
+        if self._asked_at is not None:
+            waited = self._beats - self._asked_at
+            self._judge(self._signs(range(self._size)), silent=_SILENT, stuck=self._too_late and waited > _PATIENCE)
+            if waited > _PATIENCE and not self._verdict:
+                self._judged.set()
+        elif self._rank < 2 and self._beats % _SILENT == 0:
+            watched = range(1, self._size) if self._rank == 0 else [0]
+            # A process that hangs as a whole fails no collective on a GPU before torch's own end comes, without a name.
+            self._judge(self._signs(watched), silent=int(self._timeout.total_seconds() / 2 / _BEAT), stuck=False)
+
+    def _judge(self, signs: dict[int, _Sign], *, silent: int, stuck: bool) -> None:
+        """Pronounce who has gone, where one was silent for longer than `silent` beats; or else, with `stuck`, who has
+        not noticed that a collective failed."""
+        places = {rank: sign.host for rank, sign in signs.items()}
+        gone = [rank for rank, sign in signs.items() if sign.state != _LEFT and self._silence(rank) > silent]
+        late = [rank for rank, sign in signs.items() if sign.state == _HERE]
+        if gone:
+            seconds = min(map(self._silence, gone)) * _BEAT
+            self._pronounce(
+                f"{_named(gone, places)} gave no sign of life for {seconds:.0f} s: killed (by hand, or as memory ran "
+                "out), stopped, or lost with its machine"
+            )
+        elif stuck and late:
+            self._pronounce(
+                f"{_named(late, places)} did not come, though alive, to where the others waited for "
+                f"{_minutes(self._timeout)} (--distributed-timeout-minutes)"
+            )
+
+    def _silence(self, rank: int) -> int:
+        return self._beats - self._seen[rank][1]
+
+    def _pronounce(self, verdict: str) -> None:
+        if self._store.add("verdicts", 1) == 1:
+            self._store.set("verdict", verdict)
+        self._hear()
+
+    def _hear(self) -> None:
+        self._verdict = self._store.get("verdict").decode()
+        self._verdict_at = self._beats
+        self._tells = self._store.add("told", 1) == 1
+
+    def _leave(self) -> None:
+        """Tell the own reason; who holds the store goes last, where the others leave soon."""
+        if self._reason and not self._verdict:
+            self._pronounce(f"{_named([self._rank], {self._rank: self._host})} has ended: {self._reason}")
+        self._sign()
+        if not _holds_store(self._rank):
+            return
+        deadline = time.monotonic() + (_PATIENCE + 2) * _BEAT
+        while time.monotonic() < deadline:
+            signs = self._signs(range(1, self._size))
+            if all(sign.state == _LEFT or self._silence(rank) > _SILENT for rank, sign in signs.items()):
+                break
+            time.sleep(_BEAT / 20)
+
+    def _end_the_process(self) -> None:
+        """The last resort: the process waits in a collective that torch will end late, and without a name."""
+        failure = RunFailed(self._verdict)
+        failure.told = not self._tells
+        tell(failure)
+        os._exit(failure.exit_code)
+
+
+def _agent_holds_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _holds_store(rank: int) -> bool:
+    return rank == 0 and not _agent_holds_store()
+
+
+def _named(ranks: list[int], places: dict[int, str] | None = None) -> str:
+    """As in "process 3 on node7" and "processes 4 on node8, 5 on node8"."""
+    names = [f"{rank} on {places[rank]}" if places else str(rank) for rank in ranks[:_NAMED]]
+    more = f" and {len(ranks) - _NAMED} more" if len(ranks) > _NAMED else ""
+    return f"process{'es' if len(ranks) > 1 else ''} {', '.join(names)}{more}"
+
+
+def _minutes(time: timedelta) -> str:
+    minutes = time.total_seconds() / 60
+    return f"{minutes:g} minute{'s' if minutes != 1 else ''}"
