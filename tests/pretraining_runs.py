@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from megatron_plm.benchmark.parity import relative_difference
 from megatron_plm.distributed_checkpoint import without_single_process_warning
 from megatron_plm.errors import run_command
 from megatron_plm.training.pretrain import main
@@ -70,8 +71,7 @@ def largest_relative_difference(one: dict[str, Tensor], other: dict[str, Tensor]
     assert one.keys() == other.keys()
     names = [name for name in one if name.startswith(prefix) and other[name].is_floating_point()]
     assert names
-    differences = [float((one[n] - other[n]).norm() / other[n].norm().clamp_min(1e-30)) for n in names]
-    return float(torch.tensor(differences).max())  # unlike Python's, it lets no NaN by
+    return max(relative_difference(one[name], other[name]) for name in names)
 
 
 def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -6,14 +6,22 @@ from typing import Any
 
 import torch
 from pretraining_runs import checkpoint, meet_anew, pretrain, run_each
+from torch.distributed.tensor import DTensor
 
 from megatron_plm.config.load import load_config
 from megatron_plm.model.heads import summed_cross_entropy
 from megatron_plm.parallel.mesh import joined_world
+from megatron_plm.parallel.tensor import local_tensor
 from megatron_plm.training.optimizer import clip_gradients
-from megatron_plm.training.state import build_run, open_datasets
+from megatron_plm.training.state import Run, build_run, open_datasets
 
 CLIP = 0.05
+GRADIENT_LAYOUTS = {
+    "tp": ["--tensor-model-parallel-size=2"],
+    "tp_sp": ["--tensor-model-parallel-size=2", "--sequence-parallel"],
+    "cp": ["--context-parallel-size=2"],
+    "pp": ["--pipeline-model-parallel-size=2", "--micro-batch-size=2"],
+}
 BF16_LAYOUTS = {
     "tp": ["--tensor-model-parallel-size=2", "--sequence-parallel"],
     "cp": ["--context-parallel-size=2"],
@@ -42,6 +50,10 @@ def work(flags: list[str], one_process: Path, folder: Path) -> None:
     codes["impossible"] = pretrain(*flags, "--global-batch-size=12")  # three micro-batches for two processes
     meet_anew()
     results = probe(flags)
+    results["gradients_at"] = {}
+    for name, layout in GRADIENT_LAYOUTS.items():
+        meet_anew()
+        results["gradients_at"][name] = whole_gradients([*flags, *layout])
     torch.save({"codes": codes, **results}, folder / f"probe_{results['rank']}.pt")
 
 
@@ -68,6 +80,35 @@ def probe(flags: list[str]) -> dict[str, Any]:
         clip_gradients(model.parameters(), CLIP, world)
         found["clipped"] = gradients()
     return found
+
+
+def whole_gradients(flags: list[str]) -> dict[str, torch.Tensor]:
+    """The gradient of every parameter that this process has, a copy of one too, as it is when the optimizer comes: put
+    together where processes hold shares, this process's own where they hold the same."""
+    config, _ = load_config(flags)
+    with joined_world(config.parallel) as world:
+        run = build_run(config, world, open_datasets(config))
+        train_step_gradients(run)
+        named = {**run.model.originals, **{f"copy of {name}": p for name, p in run.model.copies.items()}}
+        return {name: _whole_gradient(p) for name, p in named.items()}
+
+
+def train_step_gradients(run: Run) -> None:
+    """Leave the gradients of the first step's summed loss in the parameters, as `train_step` does."""
+    step = next(run.train_loader.steps(run.progress.cursor))
+    batches = [run.model.prepared(batch) for batch in step.micro_batches]
+    run.model.passes.train(batches, lambda logits, batch: summed_cross_entropy(logits, batch.label_id))
+    clip_gradients(run.model.parameters, 0.0, run.world, copies=list(run.model.copies.values()))
+
+
+def _whole_gradient(parameter: torch.Tensor) -> torch.Tensor:
+    """As the optimizer takes it, which adds what this process holds of it to what it holds of the parameter."""
+    own = local_tensor(parameter.grad)
+    if not isinstance(parameter, DTensor) or all(placement.is_replicate() for placement in parameter.placements):
+        return own
+    return DTensor.from_local(
+        own, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
+    ).full_tensor()
 
 
 def _gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -130,7 +130,7 @@ def compare(cases: Sequence[Case], shared: Sequence[str], steps: int, say: Calla
             assert other.keys() == weights.keys()
             figures["differences"] = {
                 **{key: _largest(figures[key], reference[key]) for key in ("loss", "grad_norm")},
-                "weights": max(_difference(other[name], weight) for name, weight in weights.items()),
+                "weights": max(relative_difference(other[name], weight) for name, weight in weights.items()),
             }
             figures["flags"] = case.flags
             figures["processes"] = case.processes
@@ -169,8 +169,8 @@ def _largest(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
 
 
-def _difference(ours: Any, theirs: Any) -> float:
-    """‖a − b‖ / ‖b‖ of two tensors."""
+def relative_difference(ours: Any, theirs: Any) -> float:
+    """‖a − b‖ / ‖b‖ of two tensors; infinite where one holds what is no number."""
     found = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30))
     return found if math.isfinite(found) else math.inf
 
@@ -189,9 +189,7 @@ def _process(rank: int, processes: int, cases: list[Case], shared: list[str], st
 
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes))
-    if processes > 1:
-        # One store of its own for each case: group after group may not meet in the last one's.
-        os.environ.update(MASTER_ADDR="localhost")
+    os.environ["MASTER_ADDR"] = "localhost"
     for case in cases:
         _meet(rank, processes, folder / f"port {case.name}")
         figures, weights = train_case([*shared, *case.words], steps)
@@ -203,7 +201,11 @@ def _process(rank: int, processes: int, cases: list[Case], shared: list[str], st
 
 
 def _meet(rank: int, processes: int, place: Path) -> None:
-    """Let the processes of one case agree on a free port of this machine."""
+    """Let the processes of one case agree on a free port of this machine.
+
+    A port for each case, as a quick process would find the last case's store. (The tests hold a store for each group in
+    the process that starts the others, as torchrun does; here it is the first process's, as where nothing else starts.)
+    """
     import os
     import socket
 
