@@ -33,14 +33,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _OneDnnLinear.apply(x, weight, bias)
 
 
-def linear_path(model: nn.Module) -> str:
-    """In words, what computes the linear maps of `model` in training, and why not what is faster."""
-    weights = [module.weight for module in model.modules() if isinstance(module, Linear)]
-    if not weights or weights[0].device.type != "cpu":
+def linear_path(device: torch.device, dtype: torch.dtype, *, cut: bool = False, compiled: bool = False) -> str:
+    """In words, what computes the linear maps over `dtype` on `device` in training, and why not what is faster.
+
+    `cut`: tensor parallelism shares the matrices of the blocks out; `compiled`: torch.compile has made the blocks.
+    """
+    if device.type != "cpu" or dtype != torch.float32:
         return "torch"
     if not _HAS_ONEDNN:
         return "torch (slower: this build has no oneDNN)"
     # FSDP2 hands plain tensors to the modules, whatever it keeps between steps.
+    if compiled:
+        return "torch.compile's choice in the blocks, oneDNN in the head, in float32"
+    if cut:
+        return "torch in the blocks (slower: oneDNN's op knows no shared-out matrices), oneDNN in the head, in float32"
     return "oneDNN, in float32"
 
 
