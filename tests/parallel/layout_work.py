@@ -16,19 +16,21 @@ LAYOUTS = {
     "cp": ["--context-parallel-size=2", "--data-parallel-sharding=none"],
 }
 GO_ON = [name for name in LAYOUTS if name != "hsdp"]
-NUM_RUNS = len(LAYOUTS) + len(GO_ON) ** 2 + 3
+NUM_RUNS = len(LAYOUTS) + len(GO_ON) ** 2 + 4
+BEGIN = ["--train-iters=2", "--seed=77"]
 
 
-def work(flags: list[str], one_process: Path, folder: Path) -> None:
+def work(flags: list[str], one_process: Path, imported: Path, folder: Path) -> None:
     """Below `folder`: runs of ten steps by layout; LAYOUT_from_LAYOUT, which go on at step 5; others go on from one
-    process, and with another pipeline."""
+    process, with another pipeline, or begin with the weights of `imported`, a converted checkpoint."""
     runs = dict(LAYOUTS)
     for name in GO_ON:
         runs |= {f"{name}_from_{other}": [*LAYOUTS[name], f"--load={checkpoint(folder / other, 5)}"] for other in GO_ON}
     runs["pp4_from_one"] = [
         "--pipeline-model-parallel-size=4", "--pipeline-layout=0,2,3,0", f"--load={checkpoint(one_process, 5)}",
     ]  # fmt: skip
-    runs["weights"] = [*LAYOUTS["pp_zbv"], f"--pretrained-checkpoint={checkpoint(one_process, 5)}", "--train-iters=1"]
+    for name in ("tp_pp", "pp_zbv"):
+        runs[f"{name}_imported"] = [*LAYOUTS[name], *BEGIN, f"--pretrained-checkpoint={imported}"]
     runs["other_shape"] = [*LAYOUTS["tp_pp"], "--num-layers=6", f"--load={checkpoint(folder / 'hsdp', 5)}"]
     for name, more in runs.items():
         meet_anew()

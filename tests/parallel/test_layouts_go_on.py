@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 
 import pytest
-from layout_work import GO_ON, LAYOUTS, NUM_RUNS, RUN, work
+from layout_work import BEGIN, GO_ON, LAYOUTS, NUM_RUNS, RUN, work
 from pretraining_runs import (
     checkpoint,
     column,
@@ -14,6 +14,10 @@ from pretraining_runs import (
     read_tensors,
     records,
 )
+from safetensors.torch import load_file
+
+from megatron_plm.convert.command import main as converter
+from megatron_plm.errors import run_command
 
 # Only the order of additions differs; see test_two_processes.py.
 LOSS, GRAD_NORM, WEIGHTS = 1e-5, 1e-4, 1e-4
@@ -27,10 +31,25 @@ def alone(pair_data, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(pair_data, alone, tmp_path_factory) -> Path:
+def imported(alone, tmp_path_factory) -> Path:
+    """The one process's weights at step 5, out to Hugging Face's format and back."""
+    folder = tmp_path_factory.mktemp("imported")
+    convert("native", "huggingface", checkpoint(alone, 5), folder / "huggingface")
+    convert("huggingface", "native", folder / "huggingface", folder / "native")
+    return folder / "native"
+
+
+@pytest.fixture(scope="module")
+def folder(pair_data, alone, imported, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("layouts")
-    in_processes(4, functools.partial(work, pair_data.flags, alone), folder, groups=NUM_RUNS, seconds=290)
+    in_processes(4, functools.partial(work, pair_data.flags, alone, imported), folder, groups=NUM_RUNS, seconds=290)
     return folder
+
+
+def convert(source: str, target: str, path: Path, output: Path) -> None:
+    assert (
+        run_command(converter, ["--from", source, "--to", target, "--input", str(path), "--output", str(output)]) == 0
+    )
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -75,6 +94,27 @@ def test_one_process_goes_on_where_every_layout_stopped(folder, alone, pair_data
         assert pretrain(*pair_data.flags, *RUN, load, f"--save={tmp_path / name}") == 0
         losses = column(tmp_path / name, "train", "loss")
         assert losses == pytest.approx(column(alone, "train", "loss")[5:], rel=LOSS)
+
+
+@pytest.mark.parametrize("name", ["tp_pp", "pp_zbv", "hsdp"])
+def test_what_a_layout_exports_is_what_one_process_exports(folder, alone, name, tmp_path):
+    for run in (folder / name, alone):
+        convert("native", "huggingface", run, tmp_path / run.name)
+    ours, theirs = (load_file(tmp_path / run / "model.safetensors") for run in (name, alone.name))
+    assert largest_relative_difference(ours, theirs, "") < WEIGHTS
+    configurations = [(tmp_path / run / "config.json").read_bytes() for run in (name, alone.name)]
+    assert configurations[0] == configurations[1]
+
+
+@pytest.mark.parametrize("name", ["tp_pp", "pp_zbv"])
+def test_an_imported_checkpoint_begins_a_layouts_run_as_it_begins_one_process(folder, alone, imported, name, pair_data):
+    run = folder / "one_imported"
+    if not run.exists():
+        begun = pretrain(*pair_data.flags, *RUN, *BEGIN, f"--pretrained-checkpoint={imported}", f"--save={run}")
+        assert begun == 0
+    losses = column(run, "train", "loss")
+    assert column(folder / f"{name}_imported", "train", "loss") == pytest.approx(losses, rel=LOSS)
+    assert losses[0] < column(alone, "train", "loss")[0] - 0.1, "it had learnt something"
 
 
 def test_a_checkpoint_of_another_shape_is_refused_once(folder):
