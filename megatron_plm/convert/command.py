@@ -12,6 +12,7 @@ from megatron_plm.arguments import ArgumentParser
 from megatron_plm.checkpoint_format import STATE_FILE
 from megatron_plm.convert.config_json import CONFIG_JSON, write_json
 from megatron_plm.convert.pretrained import FORMATS, detect_format, read_checkpoint
+from megatron_plm.convert.lazy import meta_of
 from megatron_plm.convert.weights import DTYPES, INVERSE_FREQUENCIES
 from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_directory
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
                 "input": str(source),
             },
         )
-    parameters = sum(t.numel() for name, t in weights.tensors.items() if name != INVERSE_FREQUENCIES)
+    parameters = sum(t.numel() for name, t in meta_of(weights.tensors).items() if name != INVERSE_FREQUENCIES)
     print(f"wrote {output}: {arguments.target}, {parameters:,} parameters, {arguments.dtype}")
     for note in lost:
         print(f"not carried: {note}")

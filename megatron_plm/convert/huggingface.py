@@ -19,15 +19,23 @@ from megatron_plm.convert.config_json import (
     write_json,
 )
 from megatron_plm.convert.keymap import Entry, KeyMap, module
-from megatron_plm.convert.tensor_files import SAFETENSORS_FILE, read_tensors, write_safetensors
+from megatron_plm.convert.lazy import LazyTensors, joined, renamed
+from megatron_plm.convert.tensor_files import read_tensors, write_safetensors_shards
 from megatron_plm.convert.transforms import chain, repeat, split_qkv, vocabulary_rows
-from megatron_plm.convert.weights import INVERSE_FREQUENCIES, Weights, cast, drop_not_carried, import_tensors
+from megatron_plm.convert.weights import (
+    INVERSE_FREQUENCIES,
+    Weights,
+    drop_not_carried,
+    export_tensors,
+    import_tensors,
+)
 from megatron_plm.errors import UserError
 from megatron_plm.model.layers import RotaryEmbedding
 from megatron_plm.tokenizers import TOKENIZER_NAMES, Tokenizer, get_tokenizer
 
 MODEL_TYPE = "esm"
 VOCABULARY_FILE = "vocab.txt"
+DEFAULT_SHARD_SIZE = 5 * 10**9  # transformers' own, of most of its versions
 _TIED_DECODER = "lm_head.decoder.weight"
 _LAYER = "esm.encoder.layer.{i}"
 _FREQUENCIES = f"{_LAYER}.attention.self.rotary_embeddings.inv_freq"
@@ -90,21 +98,27 @@ def read_huggingface(directory: Path) -> Weights:
     tensors, dropped = drop_not_carried(_with_current_names(read_tensors(directory), directory), NOT_CARRIED)
     tensors = import_tensors(key_map(options, tokenizer, tokens), tensors, options, tokenizer, str(directory))
     if INVERSE_FREQUENCIES not in tensors:
-        tensors[INVERSE_FREQUENCIES] = RotaryEmbedding(options.head_dim).inverse_frequencies
+        tensors = joined(tensors, {INVERSE_FREQUENCIES: RotaryEmbedding(options.head_dim).inverse_frequencies})
     return Weights(options, tokenizer, tensors, (*notes, *dropout_notes(config), *dropped))
 
 
-def write_huggingface(weights: Weights, directory: Path, dtype: str) -> tuple[str, ...]:
-    """Write an EsmForMaskedLM directory with its tokenizer; returns what is not carried."""
+def write_huggingface(
+    weights: Weights, directory: Path, dtype: str = "float32", shard_size: int = DEFAULT_SHARD_SIZE
+) -> tuple[str, ...]:
+    """Write an EsmForMaskedLM directory with its tokenizer; returns what is not carried.
+
+    Weights of more than `shard_size` bytes are cut into several files.
+    """
     options, tokenizer = weights.options, weights.tokenizer
     if not tokenizer.one_letter_a_token:
         raise UserError(
             f"--to huggingface: the model's tokens are the pieces of {tokenizer.name}, and the EsmTokenizer of that "
             "format cuts proteins into letters only; --to native keeps the model with its tokenizer"
         )
-    tensors = key_map(options, tokenizer, tokenizer.tokens).apply(weights.tensors, "the model")
-    del tensors[_TIED_DECODER]  # transformers ties it again; safetensors stores no tensor under two names
-    write_safetensors(cast(tensors, dtype), directory / SAFETENSORS_FILE)
+    table = key_map(options, tokenizer, tokenizer.tokens)
+    # transformers ties the decoder again; safetensors stores no tensor under two names
+    export = export_tensors(table, weights, dtype, leave_out=(_TIED_DECODER,))
+    write_safetensors_shards(export.meta, export.stream, directory, shard_size)
     config = {
         "architectures": ["EsmForMaskedLM"],
         "model_type": MODEL_TYPE,
@@ -128,16 +142,16 @@ def write_huggingface(weights: Weights, directory: Path, dtype: str) -> tuple[st
     return ("esm.contact_head.regression: this model has none, so transformers' predict_contacts would be random",)
 
 
-def _with_current_names(tensors: Mapping[str, Tensor], directory: Path) -> dict[str, Tensor]:
-    renamed: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
+def _with_current_names(tensors: Mapping[str, Tensor], directory: Path) -> LazyTensors:
+    names: dict[str, str] = {}
+    for key in tensors:
         name = key
         for pattern, replacement in _OTHER_NAMES:
             name = pattern.sub(replacement, name)
-        if name in renamed:
+        if name in names:
             raise UserError(f"{directory}: it holds {name} twice, once under an older name; keep one of the two")
-        renamed[name] = tensor
-    return renamed
+        names[name] = key
+    return renamed(tensors, names)
 
 
 def _read_vocabulary(directory: Path, config: ForeignConfig) -> tuple[Tokenizer, Sequence[str], list[str]]:

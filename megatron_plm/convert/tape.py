@@ -18,9 +18,11 @@ from megatron_plm.convert.config_json import (
     write_json,
 )
 from megatron_plm.convert.keymap import Entry, KeyMap, module
-from megatron_plm.convert.tensor_files import PYTORCH_FILE, read_tensors, write_pytorch
+from megatron_plm.convert.lazy import compact
+from megatron_plm.convert.pickles import write_pickle
+from megatron_plm.convert.tensor_files import PYTORCH_FILE, read_tensors
 from megatron_plm.convert.transforms import chain, repeat, split_qkv, token_roles, vocabulary_rows
-from megatron_plm.convert.weights import INVERSE_FREQUENCIES, Weights, cast, import_tensors
+from megatron_plm.convert.weights import INVERSE_FREQUENCIES, Weights, export_tensors, import_tensors
 from megatron_plm.errors import UserError
 from megatron_plm.tokenizers import Tokenizer, get_tokenizer
 
@@ -68,16 +70,16 @@ def read_proteinlm_tape(directory: Path) -> Weights:
     return Weights(options, tokenizer, tensors, dropout_notes(config))
 
 
-def write_proteinlm_tape(weights: Weights, directory: Path, dtype: str) -> tuple[str, ...]:
-    """Write such a directory; returns what is not carried."""
+def write_proteinlm_tape(weights: Weights, directory: Path, dtype: str = "float32") -> tuple[str, ...]:
+    """Write such a directory; returns what is not carried. The format is one pickle: all is in memory when it is written."""
     options, ours, theirs = weights.options, weights.tokenizer, _tape_tokenizer()
     if not ours.one_letter_a_token:
         raise UserError(
             f"--to {MODEL_TYPE}: the model's tokens are the pieces of {ours.name}, and TAPE's are letters; --to native "
             "keeps the model with its tokenizer"
         )
-    tensors = key_map(options, ours).apply(weights.tensors, "the model")
-    write_pytorch(cast(tensors, dtype), directory / PYTORCH_FILE)
+    export = export_tensors(key_map(options, ours), weights, dtype)
+    write_pickle({key: compact(tensor) for key, tensor in export.stream}, directory / PYTORCH_FILE)
     config = {
         "model_type": MODEL_TYPE,
         **fields_from(options, theirs, dtype),

@@ -210,7 +210,7 @@ def test_tensors_that_must_be_equal_and_are_not_are_refused(key: str, message: s
     source = tensors.get(key, tensors["esm.embeddings.word_embeddings.weight"])
     save_file({**tensors, key: source + 1}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=message):
-        read_huggingface(tmp_path)
+        read_huggingface(tmp_path).build()
 
 
 def test_a_vocabulary_in_another_order_is_mapped_by_token(tmp_path: Path) -> None:
