@@ -53,6 +53,11 @@ class ForeignConfig:
             raise UserError(f"{self.path}: {name} is {json.dumps(value)}, but {reason}")
 
 
+def model_type_of(path: Path) -> str | None:
+    """The model_type of a directory's config.json, empty where it has none; None where there is no such file."""
+    return ForeignConfig(path).get("model_type", str, "") if (path / CONFIG_JSON).is_file() else None
+
+
 def options_from(config: ForeignConfig, tokenizer: Tokenizer) -> ModelOptions:
     """The options of a model with rotary positions and a tied head; UserError if it is none or cannot be built."""
     config.require("position_embedding_type", "rotary", "the models here have rotary positions", default="absolute")

@@ -15,9 +15,11 @@ from megatron_plm.convert.config_json import (
     ForeignConfig,
     dropout_notes,
     fields_from,
+    model_type_of,
     options_from,
     write_json,
 )
+from megatron_plm.convert.format import Format
 from megatron_plm.convert.keymap import Entry, KeyMap, module
 from megatron_plm.convert.lazy import LazyTensors, joined, renamed
 from megatron_plm.convert.tensor_files import read_tensors, write_safetensors_shards
@@ -174,3 +176,14 @@ def _read_vocabulary(directory: Path, config: ForeignConfig) -> tuple[Tokenizer,
     for name, token_id in (("mask_token_id", tokenizer.mask_id), ("pad_token_id", tokenizer.pad_id)):
         config.require(name, tokens.index(tokenizer.tokens[token_id]), f"{path.name} has that token elsewhere")
     return tokenizer, tokens, notes
+
+
+FORMAT = Format(
+    name="huggingface",
+    mark=CONFIG_JSON,
+    recognises=lambda path: model_type_of(path) == MODEL_TYPE,
+    read=read_huggingface,
+    write=write_huggingface,
+    looks_like=f"a {CONFIG_JSON} with model_type {MODEL_TYPE!r}",
+    write_flags=("shard_size",),
+)

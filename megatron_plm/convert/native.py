@@ -19,14 +19,17 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from megatron_plm.checkpoint_format import (
+    STATE_FILE,
     CheckpointState,
     checkpoint_tokenizer,
     find_checkpoint,
+    is_native,
     read_description,
     write_description,
     write_tokenizer,
 )
 from megatron_plm.config.options import Config
+from megatron_plm.convert.format import Format
 from megatron_plm.convert.keymap import check_keys, check_shapes
 from megatron_plm.convert.lazy import LazyTensors, compact, empty_meta, meta_of
 from megatron_plm.convert.weights import Weights, as_float32, native_shapes
@@ -143,3 +146,13 @@ def _damaged(directory: Path, error: BaseException) -> UserError:
     return UserError(
         f"{directory}: the checkpoint is damaged or incomplete ({reason_of(error)}); use another one of the run"
     )
+
+
+FORMAT = Format(
+    name="native",
+    mark=STATE_FILE,
+    recognises=is_native,
+    read=read_native,
+    write=write_native,
+    looks_like=f"a run directory, or a checkpoint with {STATE_FILE}",
+)

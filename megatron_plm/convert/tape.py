@@ -14,9 +14,11 @@ from megatron_plm.convert.config_json import (
     ForeignConfig,
     dropout_notes,
     fields_from,
+    model_type_of,
     options_from,
     write_json,
 )
+from megatron_plm.convert.format import Format
 from megatron_plm.convert.keymap import Entry, KeyMap, module
 from megatron_plm.convert.lazy import compact
 from megatron_plm.convert.pickles import write_pickle
@@ -93,3 +95,13 @@ def write_proteinlm_tape(weights: Weights, directory: Path, dtype: str = "float3
 
 def _tape_tokenizer() -> Tokenizer:
     return get_tokenizer("tape-iupac")
+
+
+FORMAT = Format(
+    name=MODEL_TYPE,
+    mark=CONFIG_JSON,
+    recognises=lambda path: model_type_of(path) == MODEL_TYPE,
+    read=read_proteinlm_tape,
+    write=write_proteinlm_tape,
+    looks_like=f"a {CONFIG_JSON} with model_type {MODEL_TYPE!r}",
+)
