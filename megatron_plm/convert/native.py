@@ -28,11 +28,10 @@ from megatron_plm.checkpoint_format import (
     write_description,
     write_tokenizer,
 )
-from megatron_plm.config.options import Config
 from megatron_plm.convert.format import Format
 from megatron_plm.convert.keymap import check_keys, check_shapes
 from megatron_plm.convert.lazy import LazyTensors, compact, empty_meta, meta_of
-from megatron_plm.convert.weights import Weights, as_float32, native_shapes
+from megatron_plm.convert.weights import Weights, as_float32, config_of, native_shapes
 from megatron_plm.distributed_checkpoint import READ_ERRORS, SafeReader, reason_of, without_single_process_warning
 from megatron_plm.errors import UserError
 
@@ -86,7 +85,7 @@ def write_native(weights: Weights, directory: Path, dtype: str = "float32") -> t
         cause = next(iter(error.failures.values()))[0]
         raise cause if isinstance(cause, UserError) else OSError(reason_of(error)) from None
     state = CheckpointState(tokenizer=weights.tokenizer.name, tokenizer_sha256=weights.tokenizer.sha256)
-    write_description(directory, Config(model=weights.options), state)
+    write_description(directory, config_of(weights.options), state)
     write_tokenizer(directory, weights.tokenizer)
     return ()
 

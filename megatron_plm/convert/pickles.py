@@ -88,11 +88,8 @@ def _foreign_names(path: Path, records: tuple[Any, ...]) -> list[str]:
 
 
 def _refused(path: Path, names: list[str], *, has_flag: bool) -> UserError:
-    found = f" ({', '.join(names[:5])})" if names else ""
+    fault = f"names {', '.join(names[:5])} and" if names else "is damaged, or a pickle that"
     way_out = (
         "if you trust who made it, --trust-pickle lets it run" if has_flag else "fetch it again, or as model.safetensors"
     )
-    return UserError(
-        f"{path}: damaged, or a pickle that names more than tensors{found} and would run code (nothing of it was run); "
-        f"{way_out}"
-    )
+    return UserError(f"{path}: {fault} would run code (nothing of it was run); {way_out}")

@@ -4,14 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_plm.config.options import ModelOptions
-from megatron_plm.convert import huggingface, native, tape
+from megatron_plm.convert import fair_esm, huggingface, megatron, native, tape
 from megatron_plm.convert.config_json import CONFIG_JSON, model_type_of
 from megatron_plm.convert.weights import Weights
 from megatron_plm.errors import UserError
 from megatron_plm.model.transformer import MaskedLanguageModel
 from megatron_plm.tokenizers import Tokenizer
 
-FORMATS = {entry.name: entry for entry in (native.FORMAT, huggingface.FORMAT, tape.FORMAT)}
+_MODULES = (native, megatron, huggingface, tape, fair_esm)  # in the order in which they look at a path
+FORMATS = {module.FORMAT.name: module.FORMAT for module in _MODULES}
 
 
 @dataclass(frozen=True)

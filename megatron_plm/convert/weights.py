@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_plm.config.options import ModelOptions
+from megatron_plm.config.options import Config, DataOptions, ModelOptions
 from megatron_plm.convert.keymap import KeyMap, check_keys, check_shapes
 from megatron_plm.convert.lazy import LazyTensors, empty_meta, meta_of
 from megatron_plm.errors import UserError
@@ -51,6 +51,14 @@ class Export:
 
     meta: dict[str, Tensor]
     stream: Iterator[tuple[str, Tensor]]
+
+
+def config_of(options: ModelOptions) -> Config:
+    """A configuration of such a model with everything else by default, but rows no longer than the model can take."""
+    data = DataOptions()
+    if options.max_position_embeddings is not None:
+        data = DataOptions(seq_length=min(data.seq_length, options.max_position_embeddings))
+    return Config(model=options, data=data)
 
 
 def native_shapes(options: ModelOptions, tokenizer: Tokenizer) -> dict[str, torch.Size]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from convert_sample import TINY, convert, native_checkpoint, options_of, random_weights, written
+from convert_sample import CARRIED, SAMPLE, TINY, convert, native_checkpoint, random_weights, written
 from pretraining_runs import same_bits
 
 from megatron_plm.convert.command import main, next_command
@@ -22,15 +22,24 @@ from megatron_plm.convert.pretrained import FORMATS, detect_format, load_pretrai
 from megatron_plm.errors import UserError, run_command
 
 REPOSITORY = Path(__file__).parents[2]
-IUPAC = options_of((2, 24, 3, 96), tokenizer="tape-iupac")
+PAIRS = {
+    f"{source} to {target}, {options.tokenizer}": (options, source, target)
+    for options, names in CARRIED
+    for source in names
+    for target in names
+}
 
 
-@pytest.mark.parametrize("target", FORMATS)
-@pytest.mark.parametrize("source", FORMATS)
+def test_every_format_is_tried() -> None:
+    assert {target for _, _, target in PAIRS.values()} == FORMATS.keys()
+
+
+@pytest.mark.parametrize("pair", PAIRS)
 def test_every_format_converts_to_every_other_and_back_to_the_same_bits(
-    source: str, target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pair: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights = random_weights(IUPAC)
+    options, source, target = PAIRS[pair]
+    weights = random_weights(options)
     start = written(weights, source, tmp_path / "start")
     assert convert(source, target, start, tmp_path / "there") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -38,6 +47,7 @@ def test_every_format_converts_to_every_other_and_back_to_the_same_bits(
     assert lines[-1].startswith("next: python ")
     assert detect_format(tmp_path / "there") == target
     files = {path.name for path in (tmp_path / "there").iterdir()}
+    assert FORMATS[target].mark in files
     assert files == {path.name for path in written(weights, target, tmp_path / "plain").iterdir()} | {"conversion.json"}
     shutil.rmtree(tmp_path / "plain")
     assert convert(target, "native", tmp_path / "there", tmp_path / "back") == 0
@@ -171,7 +181,7 @@ def full_disk() -> Iterator[None]:
 
 @pytest.mark.parametrize("target", FORMATS)
 def test_a_full_disk_leaves_no_output(target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = written(random_weights(), "native", tmp_path / "native")
+    source = written(random_weights(SAMPLE[target]), "native", tmp_path / "native")
     with full_disk():
         assert convert("native", target, source, tmp_path / "out") == 2
     message = capsys.readouterr().err

@@ -138,8 +138,9 @@ def test_the_forks_constructor_stops_on_the_configuration(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"position_embedding_type": None}, 'position_embedding_type is "absolute"'),
-        ({"hidden_act": "gelu_new"}, 'hidden_act is "gelu_new"'),
+        ({"position_embedding_type": None}, "position_embedding_type has no value"),
+        ({"position_embedding_type": "absolute"}, "max_position_embeddings has no value"),
+        ({"hidden_act": "relu"}, 'hidden_act is "relu"'),
         ({"vocab_size": 31}, "vocab_size is 31"),
         ({"intermediate_size": 50}, r"dense_4h_h\.weight has shape \[24, 96\], but .* \[24, 50\]"),
     ],
