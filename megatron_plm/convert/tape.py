@@ -106,7 +106,7 @@ def read_proteinlm_tape(directory: Path) -> Weights:
 
 
 def write_proteinlm_tape(weights: Weights, directory: Path, dtype: str = "float32") -> tuple[str, ...]:
-    """Write such a directory; returns what is not carried. The format is one pickle: all is in memory when it is written."""
+    """Write such a directory; returns what is not carried. One pickle: all is in memory when it is written."""
     options, ours, theirs = weights.options, weights.tokenizer, _tape_tokenizer()
     require_options(options, _CARRIED, MODEL_TYPE)
     if not ours.one_letter_a_token:
