@@ -56,10 +56,10 @@ def read_pickle(path: Path, *, records: tuple[Any, ...] = (), trust: bool | None
         raise damaged(path, error) from None
 
 
-def write_pickle(content: object, path: Path) -> None:
-    """Write as `torch.save` does; OSError if the disk refuses."""
+def write_pickle(content: object, path: Path, *, zipped: bool = True) -> None:
+    """Write as `torch.save` does, as versions before 1.6 did if not `zipped`; OSError if the disk refuses."""
     try:
-        torch.save(content, path)
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
     except RuntimeError as error:
         raise OSError(reason_of(error)) from None
 
