@@ -16,6 +16,8 @@ VERBS = {
     "preflight": ("megatron_plm.preflight.command", "check the machines of a cluster before a long run"),
     "pretrain": ("megatron_plm.training.pretrain", "train a protein language model"),
     "convert-checkpoint": ("megatron_plm.convert.command", "between checkpoint formats"),
+    "embed": ("megatron_plm.inference.embed", "embeddings of the proteins of a sequence file"),
+    "score": ("megatron_plm.inference.score", "likelihoods of proteins and variants, contact maps"),
     "tape-train": ("tape_finetune.train", "fine-tune on a labelled task and score it"),
     "tape-eval": ("tape_finetune.evaluate", "score a fine-tuned model on a split"),
     "structures-to-tape": ("tape_finetune.structures_to_tape", "PDB and mmCIF files to TAPE records"),

@@ -15,6 +15,8 @@ _FILES = {
     "plan": "tools/plan.py",
     "preflight": "tools/preflight.py",
     "convert-checkpoint": "tools/convert_checkpoint.py",
+    "embed": "tools/embed.py",
+    "score": "tools/score.py",
     "structures-to-tape": "tools/structures_to_tape.py",
     "benchmark": "tools/benchmark.py",
     "report": "tools/report.py",

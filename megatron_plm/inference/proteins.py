@@ -1,0 +1,93 @@
+"""The proteins of input files, in order, with their names."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_plm.data.readers import Input, SequenceReader
+from megatron_plm.data.records import RecordBatch
+from megatron_plm.tokenizers import Tokenizer
+
+
+class Protein(NamedTuple):
+    """One record: its name as it stands in the input, and its token ids without specials, [L]."""
+
+    identifier: str
+    tokens: npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What some inputs hold.
+
+    Attributes:
+        num_proteins: records.
+        num_tokens: tokens of them all, without specials.
+        unknown: how often each letter stands in them that is not in the vocabulary.
+    """
+
+    num_proteins: int
+    num_tokens: int
+    unknown: Counter[str]
+
+
+class ProteinReader:
+    """Reads inputs of any format; every protein goes through the tokenizer as in preprocessing."""
+
+    def __init__(self, inputs: Sequence[Input], tokenizer: Tokenizer, *, numbered: bool, strict: bool = False) -> None:
+        """With `numbered`, and where the format has no names, proteins are called 1, 2, … over all inputs."""
+        self._inputs = inputs
+        self._tokenizer = tokenizer
+        self._numbered = numbered
+        self._strict = strict
+
+    @property
+    def can_read_twice(self) -> bool:
+        """Whether no input is a pipe."""
+        return all(source.kind != "stream" for source in self._inputs)
+
+    def survey(self) -> Survey:
+        """Read all of them, which tells every fault before any work; raises UserError. Not for pipes."""
+        assert self.can_read_twice
+        num_proteins = num_tokens = 0
+        unknown: Counter[str] = Counter()
+        table = self._tokenizer.lookup_table()
+        for reader, batches in self._readings():
+            for batch in batches:
+                num_proteins += len(batch.lengths)
+                num_tokens += len(batch.tokens)
+            letters = np.flatnonzero((table == self._tokenizer.unknown_entry) & (reader.byte_counts > 0))
+            unknown.update({chr(letter): int(reader.byte_counts[letter]) for letter in letters.tolist()})
+        return Survey(num_proteins, num_tokens, unknown)
+
+    def read(self, progress: Callable[[int], None] | None = None) -> Iterator[Protein]:
+        """Yield the proteins in order; `progress` is told how many bytes of all inputs have been read."""
+        number = 0
+        for _, batches in self._readings(progress):
+            for batch in batches:
+                ends = np.cumsum(batch.lengths, dtype=np.int64).tolist()
+                begins = [0, *ends[:-1]]
+                names = batch.identifiers or [str(number + i) for i in range(1, len(ends) + 1)]
+                for name, begin, end in zip(names, begins, ends, strict=True):
+                    yield Protein(name, batch.tokens[begin:end])
+                number += len(ends)
+
+    def _readings(
+        self, progress: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[SequenceReader, Iterator[RecordBatch]]]:
+        """A reader of each input with its batches: whether there are names depends on the format."""
+        done = 0
+        for source in self._inputs:
+            named = not self._numbered and source.format != "text"
+            reader = SequenceReader(self._tokenizer, strict=self._strict, identifiers=named)
+            told = None if progress is None else _behind(progress, done)
+            yield reader, reader.read([source], told)
+            done += source.position
+
+
+def _behind(progress: Callable[[int], None], done: int) -> Callable[[int], None]:
+    return lambda num_bytes: progress(done + num_bytes)
