@@ -6,6 +6,7 @@ Shapes: R residues of packed proteins, n proteins, D width of a feature vector.
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -43,7 +44,8 @@ class EncoderModel(BaseModel):
         self.encoder = encoder
 
     def forward(self, packed: Packed) -> Tensor:
-        x_1TD = self.encoder(packed.tokens, packed.positions, packed.segment_ids, packed.cu_seqlens)
+        row_keys_1 = torch.randint(2**62, (1,)) if self.training and self.options.hidden_dropout else None
+        x_1TD = self.encoder(packed.tokens, packed.positions, packed.segment_ids, packed.cu_seqlens, row_keys_1)
         return x_1TD[0, packed.residue_index]
 
 

@@ -78,6 +78,35 @@ def test_tape_iupac_has_the_30_tokens_of_tape_in_their_order() -> None:
     )
 
 
+def test_proteinlm_has_the_31_tokens_of_its_vocabulary_file() -> None:
+    tokenizer = get_tokenizer("proteinlm")
+    specials = ["[PAD]", "[MASK]", "[CLS]", "[SEP]", "[UNK]", "[unused1]"]
+    assert list(tokenizer.tokens) == [*specials, *"ABCDEFGHIKLMNOPQRSTUVWXYZ"]
+    assert {letter: tokenizer.encode(letter)[0] for letter in "AIKOUZ"} == {
+        "A": 6, "I": 14, "K": 15, "O": 19, "U": 25, "Z": 30
+    }  # fmt: skip
+    assert (tokenizer.pad_id, tokenizer.mask_id, tokenizer.cls_id, tokenizer.eos_id, tokenizer.unk_id) == (
+        0,
+        1,
+        2,
+        3,
+        4,
+    )
+
+
+def test_amplify_has_its_27_tokens() -> None:
+    tokenizer = get_tokenizer("amplify")
+    assert list(tokenizer.tokens) == ["<pad>", "<unk>", "<mask>", "<bos>", "<eos>", *"|LAGVSERTIDPKQNFYMHWCB"]
+    assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.mask_id, tokenizer.cls_id, tokenizer.eos_id) == (
+        0,
+        1,
+        2,
+        3,
+        4,
+    )
+    assert tokenizer.encode("XUZO").tolist() == [tokenizer.unk_id] * 4
+
+
 @pytest.mark.parametrize("name", TOKENIZER_NAMES)
 def test_masking_may_touch_letters_only(name: str) -> None:
     tokenizer = get_tokenizer(name)
@@ -119,7 +148,9 @@ def test_decoding_an_id_outside_the_vocabulary_is_an_error() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"'esm-2': expected one of esm2, tape-iupac; did you mean 'esm2'\?"):
+    with pytest.raises(
+        UserError, match=r"'esm-2': expected one of esm2, tape-iupac, proteinlm, amplify; did you mean 'esm2'\?"
+    ):
         get_tokenizer("esm-2")
 
 

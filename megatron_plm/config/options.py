@@ -18,7 +18,7 @@ def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """The shape of one model: the ESM-2 family (pre-LN, rotary positions, exact GELU, tied head)."""
+    """The shape of one model; the defaults are ESM-2's, docs/models.md says who else uses what."""
 
     tokenizer: str = option(
         "esm2", "vocabulary of the model and of its datasets: a name, or that of their sentencepiece model (FILE.model)"
@@ -27,7 +27,30 @@ class ModelOptions:
     hidden_size: int = option(320, "width of the residual stream")
     num_attention_heads: int = option(20, "attention heads of a block")
     ffn_hidden_size: int | None = option(None, "width inside the MLP (default: four times the hidden size)")
-    layernorm_epsilon: float = option(1e-5, "epsilon of every LayerNorm")
+    norm_placement: str = option(
+        "pre",
+        "where a block normalizes: what goes into attention and MLP (pre), or the sum behind them (post)",
+        choices=("pre", "post"),
+    )
+    normalization: str = option("LayerNorm", "kind of every norm", choices=("LayerNorm", "RMSNorm"))
+    layernorm_epsilon: float = option(1e-5, "epsilon of every norm")
+    position_embedding_type: str = option(
+        "rope",
+        "positions as rotations of queries and keys, or as vectors added to the tokens'",
+        choices=("rope", "learned_absolute"),
+    )
+    max_position_embeddings: int | None = option(None, "learned positions; no row can be longer")
+    activation: str = option(
+        "gelu",
+        "inside the MLP: GELU, exact or by tanh, or the gated SwiGLU",
+        choices=("gelu", "gelu_tanh", "swiglu"),
+    )
+    add_bias_linear: bool = option(True, "biases in the linear maps of the blocks")
+    embedding_layernorm: bool = option(False, "normalize what goes into the first block")
+    head_transform: bool = option(True, "a linear map, GELU and a norm between the encoder and the output matrix")
+    untie_embeddings_and_output_weights: bool = option(False, "an output matrix apart from the token embedding")
+    hidden_dropout: float = option(0.0, "dropout of the embedding and of what each block adds")
+    attention_dropout: float = option(0.0, "dropout of attention weights; no flash attention knows it")
     objective: str = option(
         "mlm",
         "what is predicted: masked residues (mlm), or each next one from those before it (clm)",

@@ -1,7 +1,7 @@
 """Everything about a configuration that cannot work, found before anything is built; nothing is repaired."""
 
 from megatron_plm.config.layout import layout_problems
-from megatron_plm.config.options import Config
+from megatron_plm.config.options import Config, DataOptions, ModelOptions
 
 
 def problems(config: Config, *, world_size: int = 1) -> list[str]:
@@ -36,6 +36,10 @@ def problems(config: Config, *, world_size: int = 1) -> list[str]:
         model.ffn_hidden_size is None or model.ffn_hidden_size > 0,
         f"--ffn-hidden-size must be above 0, not {model.ffn_hidden_size}",
     )
+    for name in ("hidden_dropout", "attention_dropout"):
+        value = getattr(model, name)
+        require(0 <= value < 1, f"--{name.replace('_', '-')} must lie in [0, 1), not {value}")
+    found += _position_problems(model, data)
     require(0 < data.mask_prob < 1, f"--mask-prob must lie between 0 and 1, not {data.mask_prob}")
     require(data.mask_span_length >= 1, f"--mask-span-length must be at least 1, not {data.mask_span_length}")
     shares = (data.mask_token_share, data.mask_random_share)
@@ -52,7 +56,7 @@ def problems(config: Config, *, world_size: int = 1) -> list[str]:
             f"{model.num_attention_heads}; {_divisors_text(model.hidden_size, model.num_attention_heads)}",
         )
         require(
-            not divides or model.head_dim % 2 == 0,
+            not divides or model.head_dim % 2 == 0 or model.position_embedding_type != "rope",
             f"--hidden-size {model.hidden_size} over --num-attention-heads {model.num_attention_heads} gives an odd "
             f"head size of {model.head_dim}, and rotary positions rotate pairs; choose an even head size",
         )
@@ -61,6 +65,24 @@ def problems(config: Config, *, world_size: int = 1) -> list[str]:
         f"--min-lr {training.min_lr} is above --lr {training.lr}; lower --min-lr",
     )
     return found or layout_problems(config, world_size)
+
+
+def _position_problems(model: ModelOptions, data: DataOptions) -> list[str]:
+    room = model.max_position_embeddings
+    if model.position_embedding_type == "rope":
+        unused = f"--max-position-embeddings {room}: rotary positions have no limit; leave it out, or choose "
+        return [unused + "--position-embedding-type learned_absolute"] if room is not None else []
+    if room is None or room < 1:
+        given = "is missing" if room is None else f"must be above 0, not {room}"
+        return [
+            f"--max-position-embeddings {given}: say how many positions --position-embedding-type learned_absolute has"
+        ]
+    if data.seq_length > room:
+        return [
+            f"--seq-length {data.seq_length} is longer than the model's {room} positions; choose at most {room}, or "
+            "raise --max-position-embeddings"
+        ]
+    return []
 
 
 def _divisors_text(hidden_size: int, wanted: int) -> str:

@@ -44,6 +44,7 @@ class Batch:
     cu_seqlens: Tensor  # int32 [B * (S + 1) + 1]
     label_index: Tensor  # int64 [B, M], index into the row; 0 where unused
     label_id: Tensor  # int64 [B, M], the original token; IGNORED_LABEL where unused
+    row_keys: Tensor  # int64 [B], of each row another number, the same at every layout: what dropout is keyed by
     num_tokens: int  # tokens that are not padding
     num_labels: int
     num_cropped: int  # segments that are only a stretch of their protein
@@ -205,8 +206,18 @@ class Loader:
             prefixes = ", ".join(sorted({self._datasets[row.dataset].prefix for row in held}))
             raise UserError(f"dataset '{prefixes}' is damaged: {error}; make the dataset again") from None
         tokens, positions, segment_ids, cu_seqlens, label_index, label_id = map(torch.from_numpy, arrays)
+        row_keys = [_row_key(key, row) for key, row in zip(keys, held, strict=True)] + [0] * (len(rows) - len(held))
         batch = Batch(
-            tokens, positions, segment_ids, cu_seqlens, label_index, label_id, num_tokens, num_labels, num_cropped
+            tokens=tokens,
+            positions=positions,
+            segment_ids=segment_ids,
+            cu_seqlens=cu_seqlens,
+            label_index=label_index,
+            label_id=label_id,
+            row_keys=torch.tensor(row_keys),
+            num_tokens=num_tokens,
+            num_labels=num_labels,
+            num_cropped=num_cropped,
         )
         return batch.pin_memory() if self._pin_memory else batch
 
@@ -219,6 +230,11 @@ class Loader:
             places[1].append(dataset.pointers[row.sequence])
             places[2].append(dataset.lengths[row.sequence])
         return _joined(places[0]), _joined(places[1]), _joined(places[2])
+
+
+def _row_key(epoch_key: int, row: Row) -> int:
+    """A number of 63 bits by what the row begins with, which no other row of the epoch does."""
+    return (epoch_key ^ (int(row.sequence[0]) * 0x9E3779B97F4A7C15 + int(row.start[0]))) & (2**63 - 1)
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -21,15 +21,19 @@ class Sequences:
     flash: bool  # whether attention is one call for all
 
     @staticmethod
-    def from_cu_seqlens(cu_seqlens: Tensor, max_length: int, dtype: torch.dtype) -> "Sequences":
+    def from_cu_seqlens(
+        cu_seqlens: Tensor, max_length: int, dtype: torch.dtype, *, dropout: bool = False
+    ) -> "Sequences":
         """Read the lengths where attention over `dtype` needs them; on a GPU, that makes the host wait."""
-        if _has_flash_attention(cu_seqlens.device, dtype):
+        if _has_flash_attention(cu_seqlens.device, dtype) and not dropout:
             return Sequences(cu_seqlens, max_length, (), flash=True)
         return Sequences(cu_seqlens, max_length, tuple(n for n in cu_seqlens.diff().tolist() if n), flash=False)
 
 
-def attention_path(device: torch.device, dtype: torch.dtype) -> str:
-    """In words, how attention over `dtype` is computed on `device`, and why not faster."""
+def attention_path(device: torch.device, dtype: torch.dtype, *, dropout: bool = False) -> str:
+    """In words, how attention over `dtype` is computed on `device` in training, and why not faster."""
+    if dropout:
+        return "protein by protein (slower: no flash attention knows dropout; --attention-dropout 0 is faster)"
     if _has_flash_attention(device, dtype):
         return "flash, all proteins at once"
     slower = f" (flash attention takes no {str(dtype).removeprefix('torch.')}: --bf16 is faster)"
@@ -43,23 +47,33 @@ def _has_flash_attention(device: torch.device, dtype: torch.dtype) -> bool:
 class PackedAttention(nn.Module):
     """`packed_attention` as a module, the place where another way to compute it goes."""
 
-    def __init__(self, *, causal: bool) -> None:
+    def __init__(self, *, causal: bool, dropout: float = 0.0) -> None:
         super().__init__()
-        self.causal = causal
+        self.causal, self.dropout = causal, dropout
 
     def forward(self, q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, sequences: Sequences) -> Tensor:
-        return packed_attention(q_TNH, k_TNH, v_TNH, sequences, causal=self.causal)
+        dropout = self.dropout if self.training else 0.0
+        return packed_attention(q_TNH, k_TNH, v_TNH, sequences, causal=self.causal, dropout=dropout)
 
 
 def packed_attention(
-    q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, sequences: Sequences, *, causal: bool = False
+    q_TNH: Tensor,
+    k_TNH: Tensor,
+    v_TNH: Tensor,
+    sequences: Sequences,
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Softmax attention inside each sequence, scaled by H^-½; returns [T, N, H]. `causal` hides what comes later.
 
-    On a GPU all sequences are one call of variable-length flash attention, which exists for 16-bit numbers only. In
-    fp32, and on the CPU, each sequence is one call of the fused kernel.
+    `dropout` of the attention weights draws from torch's generator: nothing but a kernel sees them.
+
+    On a GPU all sequences are one call of variable-length flash attention, which exists for 16-bit numbers only, and
+    without dropout. In fp32, and on the CPU, each sequence is one call of the fused kernel.
     """
     if sequences.flash:
+        assert not dropout, "flash attention knows no dropout"
         # Imported here: the module exists only in builds of torch that have the CUDA kernel.
         from torch.nn.attention.varlen import varlen_attn
 
@@ -69,16 +83,19 @@ def packed_attention(
         out_TNH = varlen_attn(q_TNH, k_TNH, v_TNH, cuts, cuts, longest, longest, **window)
         assert isinstance(out_TNH, Tensor)  # a pair only where the logarithms of the sums are asked for too
         return out_TNH
-    return _one_by_one(q_TNH, k_TNH, v_TNH, sequences, causal)
+    return _one_by_one(q_TNH, k_TNH, v_TNH, sequences, causal, dropout)
 
 
 @torch.compiler.disable  # other lengths in every batch: it would be compiled anew for each
-def _one_by_one(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, sequences: Sequences, causal: bool) -> Tensor:
+def _one_by_one(
+    q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, sequences: Sequences, causal: bool, dropout: float
+) -> Tensor:
     parts = (x.split(sequences.lengths) for x in (q_TNH, k_TNH, v_TNH))
-    return torch.cat([_attend(q, k, v, causal) for q, k, v in zip(*parts, strict=True)])
+    return torch.cat([_attend(q, k, v, causal, dropout) for q, k, v in zip(*parts, strict=True)])
 
 
-def _attend(q_LNH: Tensor, k_LNH: Tensor, v_LNH: Tensor, causal: bool) -> Tensor:
+def _attend(q_LNH: Tensor, k_LNH: Tensor, v_LNH: Tensor, causal: bool, dropout: float) -> Tensor:
     """Attention of one sequence of L tokens; torch takes its fused CPU kernel only for four dims [1, N, L, H]."""
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_LNH, k_LNH, v_LNH))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).squeeze(0).transpose(0, 1)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout)
+    return out.squeeze(0).transpose(0, 1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.kernels.linear import Linear, linear
+from megatron_plm.model.layers import build_norm
 
 
 class LabelledPositions(nn.Module):
@@ -19,16 +20,28 @@ class LabelledPositions(nn.Module):
 
 
 class MaskedLanguageModelHead(nn.Module):
-    """Linear, exact GELU and LayerNorm, then the token embedding as output matrix, with a bias of its own."""
+    """Linear, exact GELU and norm, where the options ask for them; then the output matrix, with a bias.
+
+    The matrix is the head's own, or the token embedding, which the caller hands over.
+    """
 
     def __init__(self, options: ModelOptions, vocab_size: int) -> None:
         super().__init__()
-        self.dense = Linear(options.hidden_size, options.hidden_size)
-        self.norm = nn.LayerNorm(options.hidden_size, eps=options.layernorm_epsilon)
+        self.has_transform = options.head_transform
+        if self.has_transform:
+            self.dense = Linear(options.hidden_size, options.hidden_size)
+            self.norm = build_norm(options)
+        self.weight: nn.Parameter | None = None
+        if options.untie_embeddings_and_output_weights:
+            self.weight = nn.Parameter(torch.empty(vocab_size, options.hidden_size))
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
-    def forward(self, x_BMD: Tensor, embedding_VD: Tensor) -> Tensor:
-        return linear(self.norm(F.gelu(self.dense(x_BMD))), embedding_VD, self.bias)
+    def forward(self, x_BMD: Tensor, embedding_VD: Tensor | None) -> Tensor:
+        if self.has_transform:
+            x_BMD = self.norm(F.gelu(self.dense(x_BMD)))
+        output_VD = embedding_VD if self.weight is None else self.weight
+        assert output_VD is not None, "a tied head needs the token embedding"
+        return linear(x_BMD, output_VD, self.bias)
 
 
 def summed_cross_entropy(logits_BMV: Tensor, label_id_BM: Tensor) -> Tensor:

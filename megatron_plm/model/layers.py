@@ -1,4 +1,4 @@
-"""The parts of a block that have no attention in them.
+"""The parts of the model that have no attention in them.
 
 Shapes: B rows, L tokens of a row, T = B·L packed tokens, D hidden size, F feed-forward size, N heads, H head size.
 """
@@ -15,17 +15,43 @@ from megatron_plm.tokenizers import Tokenizer
 _TRAINED_MASK_SHARE = 0.15 * 0.8
 
 
+def build_norm(options: ModelOptions) -> nn.Module:
+    """A norm over the hidden size, of the kind that `options` name."""
+    kind = {"LayerNorm": nn.LayerNorm, "RMSNorm": nn.RMSNorm}[options.normalization]
+    return kind(options.hidden_size, eps=options.layernorm_epsilon)
+
+
 class TokenEmbedding(nn.Module):
-    """Token vectors, with ESM-2's token dropout: `<mask>` is zero, and the rest of its protein is scaled so that the
-    sum of a protein does not depend on how much of it is masked."""
+    """What goes into the first block: token vectors, learned positions added and normalized where there are such."""
 
     def __init__(self, options: ModelOptions, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.tokens = nn.Embedding(tokenizer.vocab_size, options.hidden_size)
+        self.positions: nn.Module | None = None
+        if options.position_embedding_type == "learned_absolute":
+            assert options.max_position_embeddings is not None
+            self.positions = nn.Embedding(options.max_position_embeddings, options.hidden_size)
+        self.norm = build_norm(options) if options.embedding_layernorm else None
+        self.dropout = HiddenDropout(options.hidden_dropout, site=0)
         self.token_dropout = options.token_dropout
         self.mask_id = tokenizer.mask_id
 
-    def forward(self, tokens_BL: Tensor, segment_ids_BL: Tensor) -> Tensor:
+    def forward(
+        self, tokens_BL: Tensor, positions_BL: Tensor, segment_ids_BL: Tensor, row_keys_B: Tensor | None = None
+    ) -> Tensor:
+        x_BLD = self._token_vectors(tokens_BL, segment_ids_BL)
+        if self.positions is not None:
+            x_BLD = x_BLD + self.positions(positions_BL)
+        if self.norm is not None:
+            x_BLD = self.norm(x_BLD)
+        if self.dropout.is_active:
+            # Of whole rows, which the embedding sees wherever rows are cut behind it.
+            x_BLD = self.dropout(x_BLD, token_keys(row_keys_B, tokens_BL.shape[1]))
+        return x_BLD
+
+    def _token_vectors(self, tokens_BL: Tensor, segment_ids_BL: Tensor) -> Tensor:
+        """With ESM-2's token dropout `<mask>` is zero, and the rest of its protein is scaled so that the sum of a
+        protein does not depend on how much of it is masked."""
         x_BLD = self.tokens(tokens_BL)
         if not self.token_dropout:
             return x_BLD * (segment_ids_BL > 0).unsqueeze(-1)
@@ -78,12 +104,70 @@ def rotate(x_TNKH: Tensor, cos_T11H: Tensor, sin_T11H: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Two linear maps with an exact (erf) GELU between them."""
+    """Two linear maps with a GELU between them, exact (erf) or by tanh, or with SwiGLU (Shazeer 2020,
+    arXiv:2002.05202)."""
 
     def __init__(self, options: ModelOptions) -> None:
         super().__init__()
-        self.up = Linear(options.hidden_size, options.ffn_size)
-        self.down = Linear(options.ffn_size, options.hidden_size)
+        self.activation = options.activation
+        # Rows of a gated map are ordered [feature, (gate, value)]: a cut between features keeps the pairs whole.
+        width = (2 if self.activation == "swiglu" else 1) * options.ffn_size
+        self.up = Linear(options.hidden_size, width, bias=options.add_bias_linear)
+        self.down = Linear(options.ffn_size, options.hidden_size, bias=options.add_bias_linear)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x_BLD)))
+        up_BLF = self.up(x_BLD)
+        if self.activation == "swiglu":
+            gate_BLF, value_BLF = up_BLF.unflatten(-1, (-1, 2)).unbind(-1)
+            return self.down(F.silu(gate_BLF) * value_BLF)
+        return self.down(F.gelu(up_BLF, approximate="tanh" if self.activation == "gelu_tanh" else "none"))
+
+
+def token_keys(row_keys_B: Tensor | None, length: int) -> Tensor:
+    """For each token a number below 2^32, by the key of its row and its place in it: int64 [B] to int64 [B, L]."""
+    assert row_keys_B is not None, "dropout in training is keyed by the rows: it needs their keys"
+    places_L = torch.arange(1, length + 1, device=row_keys_B.device)
+    return _mixed((row_keys_B & _LOW)[:, None] ^ _mixed(places_L ^ (row_keys_B >> 32 & _LOW)[:, None]))
+
+
+class DropoutKeys(nn.Module):
+    """`token_keys` for the blocks as a module, the place where rows are cut among processes."""
+
+    def forward(self, row_keys_B: Tensor | None, length: int) -> Tensor:
+        return token_keys(row_keys_B, length)
+
+
+class HiddenDropout(nn.Module):
+    """Dropout as a pure function of (row, place in the row, feature, site): the same however the rows are laid out over
+    processes, and again when the backward pass recomputes it.
+
+    torch's own draws from one stream in the order in which calls come. `site` tells the places in the model apart.
+    """
+
+    def __init__(self, rate: float, *, site: int) -> None:
+        super().__init__()
+        self.rate, self.site = rate, site
+
+    @property
+    def is_active(self) -> bool:
+        return self.training and self.rate > 0
+
+    def forward(self, x_BLD: Tensor, keys_BL: Tensor | None) -> Tensor:
+        """Drop values of `x_BLD` in training, by the tokens' keys, int64 [B, L]."""
+        if not self.is_active:
+            return x_BLD
+        assert keys_BL is not None
+        features_D = _mixed(torch.arange(1, x_BLD.shape[-1] + 1, device=x_BLD.device) ^ (self.site << 20))
+        drawn_BLD = _mixed(keys_BL.unsqueeze(-1) ^ features_D)
+        return x_BLD.masked_fill(drawn_BLD < int(self.rate * 2**32), 0.0) / (1 - self.rate)
+
+
+_LOW = 0xFFFFFFFF
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """A bijection of 32-bit numbers, in int64, that leaves no pattern: lowbias32 of Wellons's search among such
+    functions (github.com/skeeto/hash-prospector)."""
+    x = (x ^ x >> 16) * 0x7FEB352D & _LOW
+    x = (x ^ x >> 15) * (0x846CA68B - 2**32) & _LOW  # the same modulo 2^32, and no product leaves int64
+    return x ^ x >> 16

@@ -110,7 +110,7 @@ def assemble(config: Config, tokenizer: Tokenizer, world: World) -> tuple[list[n
         part = model if pp == 1 else Stage(model, layers[stage], is_first=is_first, is_last=is_last)
         blocks = [block for block in part.modules() if isinstance(block, Block)]
         for block in blocks:
-            _recompute(block, config.training.recompute_granularity)
+            _recompute(block, config.training.recompute_granularity, draws=config.model.attention_dropout > 0)
             if config.training.compile:
                 block.compile()
         _shard(part, blocks, config, world)
@@ -120,15 +120,15 @@ def assemble(config: Config, tokenizer: Tokenizer, world: World) -> tuple[list[n
     return parts, num_parameters
 
 
-def _recompute(block: Block, granularity: str) -> None:
-    """Let the backward pass recompute the block: all of it, or what is not dear ("selective")."""
+def _recompute(block: Block, granularity: str, *, draws: bool) -> None:
+    """Let the backward pass recompute the block: all of it, or what is not dear ("selective"). `draws` says whether it
+    draws random numbers, which must then come again."""
     if granularity == "none":
         return
-    run_again = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+    run_again = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=draws)
     if granularity == "selective":
         keep = functools.partial(create_selective_checkpoint_contexts, _dear_ops())
         run_again = functools.partial(run_again, context_fn=keep)
-    # Nothing in a block draws random numbers, so none need to be kept.
     block.forward = run_again  # type: ignore[method-assign]
 
 
@@ -232,4 +232,6 @@ class SequentialPasses:
                 criterion(self._logits(batch), batch)
 
     def _logits(self, batch: Batch) -> Tensor:
-        return self._model(batch.tokens, batch.positions, batch.segment_ids, batch.cu_seqlens, batch.label_index)
+        return self._model(
+            batch.tokens, batch.positions, batch.segment_ids, batch.cu_seqlens, batch.label_index, batch.row_keys
+        )

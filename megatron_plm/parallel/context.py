@@ -19,7 +19,7 @@ from torch.distributed._functional_collectives import all_to_all_single_autograd
 from megatron_plm.data.loader import IGNORED_LABEL, Batch
 from megatron_plm.model.attention import Sequences
 from megatron_plm.model.heads import LabelledPositions
-from megatron_plm.model.layers import RotaryEmbedding, TokenEmbedding
+from megatron_plm.model.layers import DropoutKeys, RotaryEmbedding, TokenEmbedding
 from megatron_plm.model.transformer import Attention
 
 
@@ -36,8 +36,8 @@ def apply_context_parallel(model: nn.Module, group: dist.ProcessGroup, rank: int
         return x.chunk(size, dim=1)[rank]
 
     for module in list(model.modules()):
-        if isinstance(module, TokenEmbedding):
-            module.register_forward_hook(lambda _, __, x_BLD: stretch(x_BLD))
+        if isinstance(module, TokenEmbedding | DropoutKeys):
+            module.register_forward_hook(lambda _, __, x: stretch(x))
         elif isinstance(module, RotaryEmbedding):
             module.register_forward_pre_hook(lambda _, arguments: (stretch(arguments[0]), *arguments[1:]))
         elif isinstance(module, LabelledPositions):

@@ -49,27 +49,31 @@ _SCHEDULES = {
 class Stage(nn.Module):
     """Some blocks of a model, with the embedding before the first and the head behind the last.
 
-    Parameters have the names that they have in the model. The last stage keeps a copy of the embedding, which is the
-    head's output matrix.
+    Parameters have the names that they have in the model. The last stage keeps a copy of the token embedding where that
+    is the head's output matrix.
     """
 
     def __init__(self, model: MaskedLanguageModel, blocks: range, *, is_first: bool, is_last: bool) -> None:
         super().__init__()
         self.encoder = model.encoder
         self.is_first, self.is_last = is_first, is_last
+        self.is_tied = model.head.weight is None
+        self.has_embedding = is_first or (is_last and self.is_tied)
         for index in set(self.encoder.blocks) - {str(index) for index in blocks}:
             del self.encoder.blocks[index]
         if is_last:
             self.select, self.head = model.select, model.head
         else:
             del self.encoder.final_norm
-            if not is_first:
-                del self.encoder.embedding
+        if not self.has_embedding:
+            del self.encoder.embedding
+        elif not is_first:  # of the embedding, the matrix alone
+            self.encoder.embedding.positions = self.encoder.embedding.norm = None
         self.micro_batches: Sequence[Batch] = ()
 
     def copies(self) -> dict[str, nn.Parameter]:
         """Parameters of which the first stage has the original, by their names."""
-        if self.is_first or not self.is_last:
+        if self.is_first or not self.has_embedding:
             return {}
         return {f"encoder.embedding.{name}": p for name, p in self.encoder.embedding.named_parameters()}
 
@@ -86,12 +90,12 @@ class Stage(nn.Module):
         """Take micro-batch `index`, int64 [1], through the stage; `x_BLD` is what the stage before gave of it."""
         batch = self.micro_batches[int(index)]
         if x_BLD is None:
-            x_BLD = self.encoder.embedding(batch.tokens, batch.segment_ids)
-        x_BLD = self.encoder.transform(x_BLD, batch.positions, batch.cu_seqlens)
+            x_BLD = self.encoder.embedding(batch.tokens, batch.positions, batch.segment_ids, batch.row_keys)
+        x_BLD = self.encoder.transform(x_BLD, batch.positions, batch.cu_seqlens, batch.row_keys)
         if not self.is_last:
             return x_BLD
         x_BMD = self.select(self.encoder.final_norm(x_BLD), batch.label_index)
-        return self.head(x_BMD, self.encoder.embedding.tokens.weight)
+        return self.head(x_BMD, self.encoder.embedding.tokens.weight if self.is_tied else None)
 
 
 def own_stages(options: ParallelOptions, rank: int) -> list[int]:
@@ -153,7 +157,10 @@ class PipelinePasses:
         build = _SCHEDULES[options.pipeline_schedule]
         multi = options.pipeline_schedule in ("interleaved", "zbv")
         self._schedule = build(pieces if multi else pieces[0], num_micro_batches, loss_fn=self._loss, scale_grads=False)
-        self._shared_group, self._has_both = _group_of_embedding(options, mesh, timeout)
+        self._shared_group: dist.ProcessGroup | None = None
+        self._has_both = False
+        if stages[0].is_tied:
+            self._shared_group, self._has_both = _group_of_embedding(options, mesh, timeout)
 
     def train(self, micro_batches: Sequence[Batch], criterion: Criterion) -> None:
         """Run forward and backward passes; gradients are complete afterwards."""
@@ -184,7 +191,7 @@ class PipelinePasses:
 
     def _add_up_embedding(self) -> None:
         """Sum the gradients of the embedding and of its copy, which is one parameter of the model."""
-        weights = [stage.encoder.embedding.tokens.weight for stage in self._stages if stage.is_first or stage.is_last]
+        weights = [stage.encoder.embedding.tokens.weight for stage in self._stages if stage.has_embedding]
         gradients = [local_tensor(weight.grad) for weight in weights if weight.grad is not None]
         if self._has_both:
             first, last = gradients

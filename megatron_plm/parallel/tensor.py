@@ -47,7 +47,7 @@ TRANSFORMER = TensorParallelTable(
     columns=("encoder.blocks.*.attention.qkv", "encoder.blocks.*.mlp.up"),
     rows=("encoder.blocks.*.attention.out", "encoder.blocks.*.mlp.down"),
     by_token=("encoder.blocks.*.attention_norm", "encoder.blocks.*.mlp_norm", "encoder.final_norm"),
-    split_behind=("encoder.embedding",),
+    split_behind=("encoder.embedding", "encoder.dropout_keys"),
     join_behind=("encoder.final_norm",),
     whole=("encoder.embedding.*", "head.*"),
 )

@@ -38,32 +38,42 @@ class Weight:
 def block_weights(model: ModelOptions) -> tuple[Weight, ...]:
     """Of one Transformer block (`model.transformer.Block`): first matrices by column, second ones by row."""
     D, F = model.hidden_size, model.ffn_size
-    qkv, out = (Weight((3 * D, D), 0), Weight((3 * D,), 0)), (Weight((D, D), 1), Weight((D,)))
-    up, down = (Weight((F, D), 0), Weight((F,), 0)), (Weight((D, F), 1), Weight((D,)))
-    return *_norm(D), *qkv, *out, *_norm(D), *up, *down
+    wide = 2 * F if model.activation == "swiglu" else F
+    maps = []
+    for columns, rows, inner in ((3 * D, D, D), (wide, D, F)):
+        first, second = (Weight((columns, D), 0), Weight((columns,), 0)), (Weight((rows, inner), 1), Weight((rows,)))
+        maps.append((*first, *second) if model.add_bias_linear else (first[0], second[0]))
+    return *_norm(model), *maps[0], *_norm(model), *maps[1]
 
 
 def embedding_weights(model: ModelOptions, vocab_size: int) -> tuple[Weight, ...]:
-    """Of the token embedding, which every process of tensor parallelism has whole: the vocabulary is small."""
-    return (Weight((vocab_size, model.hidden_size)),)
+    """Of what goes into the first block, which every process of tensor parallelism has whole: the vocabulary is small.
+    The token embedding comes first."""
+    D = model.hidden_size
+    positions = () if model.max_position_embeddings is None else (Weight((model.max_position_embeddings, D)),)
+    return Weight((vocab_size, D)), *positions, *(_norm(model) if model.embedding_layernorm else ())
 
 
 def head_weights(model: ModelOptions, vocab_size: int) -> tuple[Weight, ...]:
-    """Of the final LayerNorm and the head, without its output matrix, which is the token embedding."""
+    """Of the final norm and the head, without an output matrix that is the token embedding."""
     D = model.hidden_size
-    return *_norm(D), Weight((D, D)), Weight((D,)), *_norm(D), Weight((vocab_size,))
+    final = _norm(model) if model.norm_placement == "pre" else ()
+    transform = (Weight((D, D)), Weight((D,)), *_norm(model)) if model.head_transform else ()
+    own = (Weight((vocab_size, D)),) if model.untie_embeddings_and_output_weights else ()
+    return *final, *transform, *own, Weight((vocab_size,))
 
 
-def _norm(size: int) -> tuple[Weight, Weight]:
-    return Weight((size,)), Weight((size,))
+def _norm(model: ModelOptions) -> tuple[Weight, ...]:
+    size = (model.hidden_size,)
+    return (Weight(size), Weight(size)) if model.normalization == "LayerNorm" else (Weight(size),)
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one process of the pipeline has of the model: blocks of each of its stages, copies of the embedding."""
+    """What one process of the pipeline has of the model: blocks of each of its stages, embedding and head."""
 
     blocks: tuple[int, ...]
-    embeddings: int
+    copies: int  # of the token embedding, which is the output matrix of a last stage that isn't the first too
     first: bool  # it has the first stage
     last: bool  # and the last, with the head
 
@@ -73,8 +83,12 @@ class Part:
 
     def rest(self, model: ModelOptions, vocab_size: int) -> tuple[Weight, ...]:
         """The weights that are in no block."""
-        copies = embedding_weights(model, vocab_size) * self.embeddings
-        return copies + (head_weights(model, vocab_size) if self.last else ())
+        embedding = embedding_weights(model, vocab_size)
+        return (
+            *(embedding if self.first else ()),
+            *(embedding[:1] * self.copies),
+            *(head_weights(model, vocab_size) if self.last else ()),
+        )
 
 
 @dataclass(frozen=True)
@@ -121,18 +135,19 @@ def stages_of(parallel: ParallelOptions, pp_rank: int) -> tuple[int, ...]:
 def pipeline_parts(model: ModelOptions, parallel: ParallelOptions) -> tuple[Part, ...]:
     """What each process of the pipeline has, in order.
 
-    The last stage needs the embedding as its output matrix. It shares the first stage's only where both are one stage.
+    The last stage of a tied model needs the token embedding as its output matrix. It shares the first stage's only
+    where both are one stage.
     """
     pp = parallel.pipeline_model_parallel_size
     layers = [range(model.num_layers)] if pp == 1 else stage_layers(parallel, model.num_layers)
-    last_stage = len(layers) - 1
+    last_stage, tied = len(layers) - 1, not model.untie_embeddings_and_output_weights
     parts = []
     for rank in range(pp):
         stages = stages_of(parallel, rank)
         parts.append(
             Part(
                 blocks=tuple(len(layers[stage]) for stage in stages),
-                embeddings=len({0, last_stage} & set(stages)),
+                copies=int(last_stage in stages and last_stage != 0 and tied),
                 first=0 in stages,
                 last=last_stage in stages,
             )

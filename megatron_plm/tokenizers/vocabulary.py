@@ -132,6 +132,16 @@ _VOCABULARIES = {
         tokens=("<pad>", "<mask>", "<cls>", "<sep>", "<unk>", *"ABCDEFGHIKLMNOPQRSTUVWXYZ"),
         cls="<cls>", eos="<sep>", pad="<pad>", unk="<unk>", mask="<mask>",
     ),
+    # ProteinLM's iupac_vocab.txt.
+    "proteinlm": _Vocabulary(
+        tokens=("[PAD]", "[MASK]", "[CLS]", "[SEP]", "[UNK]", "[unused1]", *"ABCDEFGHIKLMNOPQRSTUVWXYZ"),
+        cls="[CLS]", eos="[SEP]", pad="[PAD]", unk="[UNK]", mask="[MASK]",
+    ),
+    # AMPLIFY's; it knows no X, Z, U and O.
+    "amplify": _Vocabulary(
+        tokens=("<pad>", "<unk>", "<mask>", "<bos>", "<eos>", *"|LAGVSERTIDPKQNFYMHWCB"),
+        cls="<bos>", eos="<eos>", pad="<pad>", unk="<unk>", mask="<mask>",
+    ),
 }  # fmt: skip
 
 TOKENIZER_NAMES = tuple(_VOCABULARIES)

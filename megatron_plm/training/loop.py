@@ -10,6 +10,7 @@ from megatron_plm.data.loader import Batch, Step
 from megatron_plm.data.mixture import as_typed
 from megatron_plm.errors import UserError
 from megatron_plm.model.heads import summed_cross_entropy
+from megatron_plm.philox import derive_key
 from megatron_plm.training.checkpoint import save_checkpoint
 from megatron_plm.training.guard import StopRequest, check_finite
 from megatron_plm.training.metrics import RunLog
@@ -84,6 +85,9 @@ def train_step(run: Run, step: Step) -> StepMetrics:
 
     for part in model.parts:
         part.train()
+    if run.config.model.attention_dropout:
+        # The one thing that draws from torch's generator: by the step, so that a resumed run draws the same.
+        torch.manual_seed(derive_key("attention dropout", options.seed, run.progress.step, world.rank))
     model.passes.train([model.prepared(batch) for batch in step.micro_batches], criterion)
     grad_norm = clip_gradients(model.parameters, options.clip_grad, world, copies=list(model.copies.values()))
     lr = learning_rate(

@@ -161,6 +161,7 @@ def _load(run: Run) -> str:
 def _description(run: Run, argv: Sequence[str]) -> dict[str, Any]:
     world = run.world
     dtype = torch.bfloat16 if run.config.training.bf16 else torch.float32
+    attention = attention_path(world.device, dtype, dropout=run.config.model.attention_dropout > 0)
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else processor_name()
     return {
         "command": command_line("pretrain", argv),
@@ -168,7 +169,7 @@ def _description(run: Run, argv: Sequence[str]) -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": package_versions(),
         "machine": f"{device}, {torch.get_num_threads()} threads a process",
-        "kernels": f"attention: {attention_path(world.device, dtype)}; linear maps: {linear_path(run.model.parts[0])}",
+        "kernels": f"attention: {attention}; linear maps: {linear_path(run.model.parts[0])}",
         "world_size": world.size,
         "num_parameters": run.model.num_parameters,
         "seed": run.config.training.seed,

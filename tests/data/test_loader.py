@@ -52,7 +52,10 @@ def row_digests(step):
     digests = []
     for batch in step.micro_batches:
         for b in range(batch.tokens.shape[0]):
-            parts = (batch.tokens[b], batch.positions[b], batch.segment_ids[b], batch.label_index[b], batch.label_id[b])
+            parts = (
+                batch.tokens[b], batch.positions[b], batch.segment_ids[b], batch.label_index[b], batch.label_id[b],
+                batch.row_keys[b],
+            )  # fmt: skip
             digests.append(hashlib.sha256(b"".join(p.numpy().tobytes() for p in parts)).hexdigest())
     return digests
 
@@ -66,6 +69,14 @@ def test_global_batches_are_the_same_at_every_layout(world_size, micro_batch_siz
         shares = [next(rank) for rank in ranks]
         assert sorted(d for share in shares for d in row_digests(share)) == sorted(row_digests(expected))
         assert {share.cursor for share in shares} == {expected.cursor}
+
+
+@pytest.mark.parametrize("long_sequences", ["crop", "chunk"])
+def test_no_two_rows_have_the_same_key(long_sequences):
+    steps = itertools.islice(loader(options=replace(OPTIONS, long_sequences=long_sequences)).steps(START), 60)
+    batches = [batch for step in steps for batch in step.micro_batches]
+    keys = torch.cat([batch.row_keys for batch in batches]).tolist()
+    assert len(keys) == 480 == len(set(keys))  # several epochs of both datasets
 
 
 def test_a_resumed_loader_goes_on_at_another_layout():

@@ -61,7 +61,7 @@ def test_token_dropout_is_transformers_of_each_protein_alone(embedding):
     theirs = EsmEmbeddings(esm_config(SHAPE)).eval()
     theirs.word_embeddings.weight.data.copy_(embedding.tokens.weight.data)
     rows = pack([proteins[:3], proteins[3:]], 60)
-    ours = embedding(rows.tokens, rows.segment_ids)
+    ours = embedding(rows.tokens, rows.positions, rows.segment_ids)
     at = [(0, 0), (0, 12), (0, 42), (1, 0), (1, 9)]
     for protein, (row, start) in zip(proteins, at, strict=True):
         ids = torch.tensor([protein])
@@ -73,13 +73,13 @@ def test_token_dropout_is_transformers_of_each_protein_alone(embedding):
 def test_an_unmasked_protein_is_scaled_by_the_trained_share(embedding):
     rows = pack([random_proteins([20], masked=0)], 20)
     vectors = embedding.tokens(rows.tokens)
-    torch.testing.assert_close(embedding(rows.tokens, rows.segment_ids), 0.88 * vectors)
+    torch.testing.assert_close(embedding(rows.tokens, rows.positions, rows.segment_ids), 0.88 * vectors)
 
 
 def test_a_protein_of_masks_alone_stays_finite(embedding):
     """A crop has no <cls> and <eos>; masked from end to end it has nothing left to scale."""
     rows = pack([[[TOKENIZER.mask_id] * 5, random_proteins([9])[0]]], 16)
-    output = embedding(rows.tokens, rows.segment_ids)
+    output = embedding(rows.tokens, rows.positions, rows.segment_ids)
     assert (output[0, :5] == 0).all()
     assert torch.isfinite(output).all()
 
@@ -87,6 +87,6 @@ def test_a_protein_of_masks_alone_stays_finite(embedding):
 def test_without_token_dropout_only_padding_is_zero():
     plain = TokenEmbedding(ModelOptions(hidden_size=48, num_attention_heads=4, token_dropout=False), TOKENIZER)
     rows = pack([random_proteins([12, 5])], 20)
-    output = plain(rows.tokens, rows.segment_ids)
+    output = plain(rows.tokens, rows.positions, rows.segment_ids)
     torch.testing.assert_close(output[:, :17], plain.tokens(rows.tokens)[:, :17], rtol=0, atol=0)
     assert (output[:, 17:] == 0).all()

@@ -38,13 +38,14 @@ def large(name: str) -> ModelOptions:
 
 def on_meta(model: ModelOptions) -> nn.Module:
     with torch.device("meta"):
-        return MaskedLanguageModel(model, get_tokenizer("esm2"))
+        return MaskedLanguageModel(model, get_tokenizer(model.tokenizer))
 
 
 @pytest.mark.parametrize("model", [*SHAPES, *map(large, LARGE)], ids=lambda m: f"{m.num_layers}x{m.hidden_size}")
 def test_the_count_is_that_of_the_model(model):
     built = on_meta(model)
-    assert parameter_count(model, VOCAB) == sum(p.numel() for p in built.parameters())
+    vocab_size = get_tokenizer(model.tokenizer).vocab_size
+    assert parameter_count(model, vocab_size) == sum(p.numel() for p in built.parameters())
     shapes = Counter(tuple(p.shape) for p in built.encoder.blocks["0"].parameters())
     assert shapes == Counter(weight.shape for weight in block_weights(model))
 
@@ -54,7 +55,7 @@ def test_what_tensor_parallelism_leaves_of_a_block_is_what_dtensor_leaves(tp):
     with pretended_rank(tp - 1, tp):
         mesh = init_device_mesh("cpu", (tp,))
         with torch.device("meta"):
-            block = Block(WIDE)
+            block = Block(WIDE, 0)
         column, row = ColwiseParallel(), RowwiseParallel()
         parallelize_module(
             block, mesh, {"attention.qkv": column, "attention.out": row, "mlp.up": column, "mlp.down": row}
@@ -77,7 +78,7 @@ def test_every_shard_is_what_fsdp_leaves(shards):
     for rank in {0, 1, shards // 2, shards - 1} & set(range(shards)):
         with pretended_rank(rank, shards):
             with torch.device("meta"):
-                block = Block(WIDE)
+                block = Block(WIDE, 0)
             fully_shard(block, mesh=init_device_mesh("cpu", (shards,)))
             assert held_parameters([block]) == sum(weight.shard(1, shards, rank) for weight in weights)
     total = sum(weight.shard(1, shards, rank) for weight in weights for rank in range(shards))
@@ -106,4 +107,4 @@ def test_a_typed_layout_of_the_pipeline_counts():
     assert (first.blocks, last.blocks) == ((1,), (6,))
     turned = pipeline_parts(WIDE, replace(parallel, pipeline_schedule="zbv", pipeline_layout="1,2,3,1"))
     assert [part.blocks for part in turned] == [(1, 1), (2, 3)]
-    assert (turned[0].first, turned[0].last, turned[0].embeddings) == (True, True, 2)
+    assert (turned[0].first, turned[0].last, turned[0].copies) == (True, True, 1)
