@@ -1,7 +1,6 @@
 """Embeddings of the proteins of any sequence file: the command `embed`."""
 
 import argparse
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from megatron_plm.arguments import ArgumentParser
 from megatron_plm.data.input_flags import add_input_flags, inputs_of
 from megatron_plm.errors import UserError
 from megatron_plm.inference.embedding import POOLINGS, Embedder, Plan
-from megatron_plm.inference.embedding_file import FILE_FORMATS, NAME_DTYPES, Content, file_format, name_columns
+from megatron_plm.inference.embedding_file import FILE_FORMATS, Content, file_format
 from megatron_plm.inference.flags import (
     SPECIALS,
     add_model_flags,
+    add_reading_flags,
     add_window_flag,
     check_output,
     load_runner,
@@ -24,10 +24,9 @@ from megatron_plm.inference.flags import (
     row_tokens,
     window_overlap,
 )
-from megatron_plm.inference.groups import Group, go_on, grouped
-from megatron_plm.inference.progress import shown_residues
-from megatron_plm.inference.proteins import ProteinReader, Survey
-from megatron_plm.inference.resumable import publish, resumable_work
+from megatron_plm.inference.job import Job, print_outcome, run_job
+from megatron_plm.inference.proteins import ProteinReader
+from megatron_plm.inference.resumable import Column
 from megatron_plm.inference.runner import Runner
 from megatron_plm.memory import keep_freed_memory
 
@@ -39,8 +38,7 @@ def build_parser() -> ArgumentParser:
     add_model_flags(parser)
     add_window_flag(parser)
     source = add_input_flags(parser, names=True)
-    source.add_argument("--numbered", action="store_true", help="call the proteins 1, 2, … : the input has no names")
-    source.add_argument("--strict", action="store_true", help="stop at a letter that the model's vocabulary lacks")
+    add_reading_flags(source)
     output = parser.add_argument_group("output")
     output.add_argument("--output", required=True, type=Path, metavar="FILE", help="file to write")
     output.add_argument(
@@ -70,38 +68,27 @@ def main(argv: Sequence[str]) -> None:
     inputs = inputs_of(options)
     runner = load_runner(options)
     plan = _plan(options, runner)
-    proteins = ProteinReader(inputs, runner.tokenizer, numbered=options.numbered, strict=options.strict)
-    survey = proteins.survey() if proteins.can_read_twice else None
     values = plan.column_dtypes(runner.options.hidden_size)
-    started = time.monotonic()
-    with resumable_work(
-        options.output, _identity(plan, runner), {**NAME_DTYPES, **values}, force=options.force
-    ) as work:
-        if work.records:
-            print(f"going on behind the {work.records:,} proteins that a stopped run has embedded")
-        embedder, num_resumed, num_windowed = Embedder(runner, plan), work.records, 0
-        with shown_residues(survey.num_tokens if survey else None, "embedding") as advance:
+    about = _about(options, plan, runner)
 
-            def done(group: Group) -> None:
-                nonlocal num_windowed
-                num_windowed += sum(len(protein.tokens) + SPECIALS > plan.max_tokens for protein in group.proteins)
-                advance(group.num_tokens)
+    def write(columns: Mapping[str, Column], path: Path) -> None:
+        entry.write(Content(columns, plan.per_residue, about), path)
 
-            def compute(groups: Any) -> Any:
-                for group, columns in embedder.compute(groups):
-                    lengths = [len(protein.tokens) for protein in group.proteins]
-                    names = [protein.identifier for protein in group.proteins]
-                    yield group, {**name_columns(names, lengths), **columns}
-
-            groups = grouped(proteins.read(), lambda p: len(p.tokens) + SPECIALS, plan.batch_tokens)
-            num_proteins = go_on(work, groups, compute, done)
-        seconds = time.monotonic() - started
-        content = Content(work.columns(), _per_residue(plan), _about(options, plan, runner))
-        num_repeated = content.num_repeated_names(work.folder)
-        publish(work, options.output, lambda path: entry.write(content, path))
-    _report(
-        options, plan, survey, num_proteins, num_proteins - num_resumed, seconds, num_windowed, num_repeated, values
+    job = Job(
+        what="embedding",
+        identity={**runner.identity(), **plan.identity()},
+        dtypes=values,
+        compute=Embedder(runner, plan).compute,
+        cost=lambda protein: len(protein.tokens) + SPECIALS,
+        budget=plan.batch_tokens,
+        write=write,
+        max_tokens=plan.max_tokens,
     )
+    proteins = ProteinReader(inputs, runner.tokenizer, numbered=options.numbered, strict=options.strict)
+    outcome = run_job(job, proteins, options.output, force=options.force)
+    longer = f"of more than {plan.max_tokens:,} tokens, in windows that share {plan.overlap:,}"
+    print_outcome(outcome, "embedded", longer)
+    print(f"wrote {options.output}: {outcome.num_proteins:,} proteins, {', '.join(values)}, {plan.dtype}")
 
 
 def _plan(options: argparse.Namespace, runner: Runner) -> Plan:
@@ -129,28 +116,6 @@ def _layers(given: Sequence[int], num_layers: int) -> tuple[int, ...]:
     return tuple(sorted({layer % (num_layers + 1) for layer in given}))
 
 
-def _per_residue(plan: Plan) -> frozenset[str]:
-    names = {plan.column("residues", layer) for layer in plan.layers}
-    return frozenset(names if "residues" in plan.poolings else ())
-
-
-def _identity(plan: Plan, runner: Runner) -> dict[str, Any]:
-    """What the values depend on, but for the proteins."""
-    return {
-        "version": __version__,
-        "weights": runner.digest(),
-        "tokenizer": runner.tokenizer.sha256,
-        "layers": list(plan.layers),
-        "pooling": list(plan.poolings),
-        "dtype": str(plan.dtype),
-        "max_length": plan.max_tokens,
-        "overlap": plan.overlap,
-        "batch_tokens": plan.batch_tokens,
-        "device": runner.device.type,
-        "compute_dtype": str(runner.dtype),
-    }
-
-
 def _about(options: argparse.Namespace, plan: Plan, runner: Runner) -> Mapping[str, Any]:
     """What a reader of the file should know."""
     return {
@@ -163,27 +128,3 @@ def _about(options: argparse.Namespace, plan: Plan, runner: Runner) -> Mapping[s
         "compute_dtype": str(runner.dtype).removeprefix("torch."),
         "megatron_plm": __version__,
     }
-
-
-def _report(
-    options: argparse.Namespace,
-    plan: Plan,
-    survey: Survey | None,
-    num_proteins: int,
-    num_computed: int,
-    seconds: float,
-    num_windowed: int,
-    num_repeated: int,
-    values: Mapping[str, Any],
-) -> None:
-    print(f"embedded {num_computed:,} proteins in {seconds:,.1f} s")
-    if survey is not None and survey.unknown:
-        letters = ", ".join(f"{letter} {count:,}" for letter, count in sorted(survey.unknown.items()))
-        print(f"unknown letters: {survey.unknown.total():,}, read as the unknown token: {letters}")
-    if num_windowed:
-        print(
-            f"longer than {plan.max_tokens:,} tokens: {num_windowed:,} proteins, in windows that share {plan.overlap:,}"
-        )
-    if num_repeated:
-        print(f"repeated names: {num_repeated:,} proteins have the name of an earlier one; each has its own row")
-    print(f"wrote {options.output}: {num_proteins:,} proteins, {', '.join(values)}, {plan.dtype}")

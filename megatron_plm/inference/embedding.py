@@ -46,6 +46,22 @@ class Plan:
         """The name under which values are written: the pooling, and the layer where there are several."""
         return pooling if len(self.layers) == 1 else f"{pooling}_layer{layer}"
 
+    @property
+    def per_residue(self) -> frozenset[str]:
+        """The columns with a row for each residue, not for each protein."""
+        return frozenset(self.column("residues", layer) for layer in self.layers if "residues" in self.poolings)
+
+    def identity(self) -> dict[str, Any]:
+        """All of it, as JSON."""
+        return {
+            "layers": list(self.layers),
+            "pooling": list(self.poolings),
+            "dtype": str(self.dtype),
+            "max_length": self.max_tokens,
+            "overlap": self.overlap,
+            "batch_tokens": self.batch_tokens,
+        }
+
     def column_dtypes(self, hidden_size: int) -> dict[str, np.dtype[Any]]:
         """The dtypes of the rows that `Embedder` yields, by name."""
         row = np.dtype((self.dtype, (hidden_size,)))

@@ -4,7 +4,6 @@ Proteins stand in the order of the input, under the names that they have there; 
 proteins, R residues of them all, D hidden size.
 """
 
-import hashlib
 import importlib
 import json
 import zipfile
@@ -18,17 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_plm.data.dedup import DuplicateFinder
 from megatron_plm.errors import UserError
+from megatron_plm.inference.names import LENGTHS, NAME_DTYPES, PROTEINS_AT_A_TIME, names_of
 from megatron_plm.inference.resumable import Column
 
-NAME_BYTES, NAME_SIZES, LENGTHS = "names", "name_sizes", "lengths"  # columns that every work has
-NAME_DTYPES: dict[str, np.dtype[Any]] = {
-    NAME_BYTES: np.dtype(np.uint8),
-    NAME_SIZES: np.dtype(np.int64),
-    LENGTHS: np.dtype(np.int32),
-}
-_AT_A_TIME = 1 << 14  # proteins
 _GROUP_BYTES = 1 << 26  # of a row group of Parquet
 
 
@@ -55,47 +47,21 @@ class Content:
         """The columns of values."""
         return {name: column for name, column in self.columns.items() if name not in NAME_DTYPES}
 
-    def names(self) -> Iterator[list[str]]:
-        """Yield the names of the proteins, some at a time."""
-        with self.columns[NAME_BYTES].reader() as texts:
-            for sizes in self.columns[NAME_SIZES].blocks(_AT_A_TIME):
-                ends = np.cumsum(sizes).tolist()
-                text = texts.take(ends[-1]).tobytes()
-                yield [text[end - size : end].decode() for end, size in zip(ends, sizes.tolist(), strict=True)]
-
     def offsets(self) -> Iterator[npt.NDArray[np.int64]]:
         """Yield where the residues of each protein begin, and the end, n + 1 numbers, some at a time."""
         yield np.zeros(1, dtype=np.int64)
         end = 0
-        for lengths in self.columns[LENGTHS].blocks(_AT_A_TIME):
+        for lengths in self.columns[LENGTHS].blocks(PROTEINS_AT_A_TIME):
             ends = end + np.cumsum(lengths, dtype=np.int64)
             end = int(ends[-1])
             yield ends
 
-    def num_repeated_names(self, folder: Path) -> int:
-        """How many proteins have the name of an earlier one; `folder` is for temporary files."""
-        finder = DuplicateFinder(folder)
-        for names in self.names():
-            digests = b"".join(hashlib.blake2b(name.encode(), digest_size=16).digest() for name in names)
-            finder.add(np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2))
-        return sum(int(flags.sum()) for flags in finder.flags())
-
-
-def name_columns(names: list[str], lengths: list[int]) -> dict[str, npt.NDArray[Any]]:
-    """What the columns of names and lengths get of some proteins."""
-    texts = [name.encode() for name in names]
-    return {
-        NAME_BYTES: np.frombuffer(b"".join(texts), dtype=np.uint8),
-        NAME_SIZES: np.array([len(text) for text in texts], dtype=np.int64),
-        LENGTHS: np.array(lengths, dtype=np.int32),
-    }
-
 
 def write_npz(content: Content, path: Path) -> None:
     """`numpy.load` opens it: arrays `ids` [n], `lengths` [n], the values, and with residues `offsets` [n + 1]."""
-    width = max([1, *(len(name) for names in content.names() for name in names)])
+    width = max(1, max(len(name) for names in names_of(content.columns) for name in names))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as file:
-        ids = (np.array(names, dtype=f"<U{width}") for names in content.names())
+        ids = (np.array(names, dtype=f"<U{width}") for names in names_of(content.columns))
         _npy(file, "ids", np.dtype(f"<U{width}"), content.num_proteins, ids)
         lengths = content.columns[LENGTHS]
         _npy(file, "lengths", lengths.dtype, lengths.size, lengths.blocks())
@@ -127,7 +93,7 @@ def write_hdf5(content: Content, path: Path) -> None:
 
     with h5py.File(path, "w") as file:
         file.attrs["about"] = json.dumps(content.about)
-        _dataset(file, "ids", h5py.string_dtype(), content.num_proteins, content.names())
+        _dataset(file, "ids", h5py.string_dtype(), content.num_proteins, names_of(content.columns))
         lengths = content.columns[LENGTHS]
         _dataset(file, "lengths", lengths.dtype, lengths.size, lengths.blocks())
         if content.per_residue:
@@ -164,7 +130,7 @@ def write_parquet(content: Content, path: Path) -> None:
 
 def _batches(content: Content, arrow: Any, schema: Any) -> Iterator[Any]:
     """Row groups of about `_GROUP_BYTES`, or of one protein."""
-    names = (name for some in content.names() for name in some)
+    names = (name for some in names_of(content.columns) for name in some)
     with ExitStack() as stack:
         readers = {name: stack.enter_context(column.reader()) for name, column in content.values.items()}
         for lengths in _row_groups(content):
@@ -190,7 +156,9 @@ def _row_groups(content: Content) -> Iterator[npt.NDArray[np.int32]]:
     varying = sum(c.dtype.itemsize for name, c in content.values.items() if name in content.per_residue)
     group: list[int] = []
     size = 0
-    for length in (length for block in content.columns[LENGTHS].blocks(_AT_A_TIME) for length in block.tolist()):
+    for length in (
+        length for block in content.columns[LENGTHS].blocks(PROTEINS_AT_A_TIME) for length in block.tolist()
+    ):
         price = fixed + varying * length
         if group and size + price > _GROUP_BYTES:
             yield np.array(group, dtype=np.int32)

@@ -9,6 +9,7 @@ import torch
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.convert.pretrained import load_pretrained
 from megatron_plm.errors import UserError
+from megatron_plm.inference.likelihood import Likelihood
 from megatron_plm.inference.runner import Runner
 
 LONGEST = 4096  # tokens of a protein that a model without positions of its own takes at once, if nothing else is said
@@ -46,6 +47,12 @@ def add_window_flag(parser: argparse._ActionsContainer) -> None:
     )  # fmt: skip
 
 
+def add_reading_flags(group: argparse._ActionsContainer) -> None:
+    """What is read of records, beside the flags of every command with input."""
+    group.add_argument("--numbered", action="store_true", help="call the proteins 1, 2, …: the input has no names")
+    group.add_argument("--strict", action="store_true", help="stop at a letter that the model's vocabulary lacks")
+
+
 def load_runner(options: argparse.Namespace) -> Runner:
     """The model that the flags name, on its device; raises UserError."""
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -57,7 +64,7 @@ def load_runner(options: argparse.Namespace) -> Runner:
 
 def longest_length(given: int | None, options: ModelOptions) -> int:
     """Tokens of a protein that the model takes at once; raises UserError where --max-length is beyond its positions."""
-    positions: int | None = getattr(options, "max_position_embeddings", None)
+    positions = options.max_position_embeddings
     if given is None:
         return positions or LONGEST
     if given <= SPECIALS:
@@ -83,6 +90,13 @@ def row_tokens(given: int | None, max_tokens: int, device: torch.device) -> int:
     if given < max_tokens:
         raise UserError(f"--batch-tokens {given}: one protein may have {max_tokens}; raise it, or lower --max-length")
     return given
+
+
+def likelihood_of(options: argparse.Namespace, runner: Runner) -> Likelihood:
+    """What scores are computed with; raises UserError."""
+    longest = longest_length(options.max_length, runner.options)
+    batch_tokens = row_tokens(options.batch_tokens, longest, runner.device)
+    return Likelihood(runner, longest, window_overlap(options.overlap, longest), batch_tokens)
 
 
 def check_output(path: Path, *, force: bool, folder: bool = False) -> None:

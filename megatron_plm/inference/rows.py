@@ -19,6 +19,7 @@ class PackedRow:
     segment_ids: Tensor  # int64 [1, T], 1, 2, …
     cu_seqlens: Tensor  # int32 [n + 1], from 0 to T
     starts: npt.NDArray[np.int64]  # [n], where in the row each sequence begins
+    max_length: int  # of the longest sequence
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The encoder's arguments on `device`."""
@@ -42,6 +43,7 @@ def pack(sequences: Sequence[npt.NDArray[np.integer]]) -> PackedRow:
         segment_ids=torch.from_numpy(segments)[None],
         cu_seqlens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
         starts=starts,
+        max_length=int(lengths.max()),
     )
 
 

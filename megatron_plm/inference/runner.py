@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from megatron_plm import __version__
 from megatron_plm.convert.pretrained import Pretrained
 from megatron_plm.inference.rows import PackedRow
 
@@ -50,20 +51,26 @@ class Runner:
         with ExitStack() as stack:
             for layer in set(layers) - {last}:
                 keep(layer, encoder.embedding if layer == 0 else encoder.blocks[str(layer - 1)], stack)
-            found[last] = encoder(*row.to(self.device))
+            found[last] = encoder(*row.to(self.device), max_length=row.max_length)
         return [found[layer][0] for layer in layers]
 
     @torch.inference_mode()
     def log_probabilities(self, row: PackedRow, index: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """log p of every token of the vocabulary at tokens `index` [M] of the row, in nats, [M, V]."""
         label_index = torch.from_numpy(index)[None].to(self.device)
-        logits = self.model(*row.to(self.device), label_index)[0]
+        logits = self.model(*row.to(self.device), label_index, max_length=row.max_length)[0]
         return torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
 
-    def digest(self) -> str:
-        """A hash of the weights as they are used: hex SHA-256."""
+    def identity(self) -> dict[str, str]:
+        """All that its numbers depend on, in a few words: the weights by a hash."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return {
+            "version": __version__,
+            "weights": digest.hexdigest(),
+            "tokenizer": self.tokenizer.sha256,
+            "device": self.device.type,
+            "compute_dtype": str(self.dtype).removeprefix("torch."),
+        }
