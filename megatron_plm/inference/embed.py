@@ -17,7 +17,7 @@ from megatron_plm.inference.flags import (
     SPECIALS,
     add_model_flags,
     add_reading_flags,
-    add_window_flag,
+    add_row_flags,
     check_output,
     load_runner,
     longest_length,
@@ -36,7 +36,7 @@ def build_parser() -> ArgumentParser:
         prog="embed", description="Embed the proteins of sequence files with a pretrained model; see docs/inference.md."
     )
     add_model_flags(parser)
-    add_window_flag(parser)
+    add_row_flags(parser)
     source = add_input_flags(parser, names=True)
     add_reading_flags(source)
     output = parser.add_argument_group("output")

@@ -21,7 +21,7 @@ from megatron_plm.errors import UserError
 from megatron_plm.inference.names import LENGTHS, NAME_DTYPES, PROTEINS_AT_A_TIME, names_of
 from megatron_plm.inference.resumable import Column
 
-_GROUP_BYTES = 1 << 26  # of a row group of Parquet
+_GROUP_BYTES = 1 << 24  # of a row group of Parquet
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def write_parquet(content: Content, path: Path) -> None:
         [("id", arrow.string()), ("length", arrow.int32()), *kinds.items()],
         metadata={"about": json.dumps(content.about)},
     )
-    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+    with pyarrow.parquet.ParquetWriter(path, schema, use_dictionary=False) as writer:
         for batch in _batches(content, arrow, schema):
             writer.write_batch(batch, row_group_size=batch.num_rows)
 

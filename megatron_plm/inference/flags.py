@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,12 +27,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--device", choices=["cpu", "cuda"], help="where to compute (default: cuda if there is one)")
     group.add_argument(
-        "--bf16", action="store_true", help="compute in bfloat16: on a GPU several times as fast, and less exact"
+        "--bf16", action="store_true", help="compute in bfloat16, less exactly; on a GPU by flash attention"
     )
-    group.add_argument(
-        "--batch-tokens", type=int, metavar="N",
-        help=f"tokens of a packed row (default: {_BATCH_TOKENS['cpu']} on the CPU, {_BATCH_TOKENS['cuda']} on a GPU)",
-    )  # fmt: skip
     group.add_argument(
         "--max-length", type=int, metavar="N",
         help="tokens of a protein, with <cls> and <eos>, that go through the model at once (default: what its learned "
@@ -39,9 +36,14 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_window_flag(parser: argparse._ActionsContainer) -> None:
-    """How longer proteins are cut."""
-    parser.add_argument(
+def add_row_flags(parser: argparse.ArgumentParser) -> None:
+    """How proteins share rows, and how those that the model does not take at once are cut."""
+    group = parser.add_argument_group("rows")
+    group.add_argument(
+        "--batch-tokens", type=int, metavar="N",
+        help=f"tokens of a packed row (default: {_BATCH_TOKENS['cpu']} on the CPU, {_BATCH_TOKENS['cuda']} on a GPU)",
+    )  # fmt: skip
+    group.add_argument(
         "--overlap", type=int, metavar="N",
         help="tokens that neighbouring windows of a longer protein share (default: a quarter of --max-length)",
     )  # fmt: skip
@@ -99,12 +101,15 @@ def likelihood_of(options: argparse.Namespace, runner: Runner) -> Likelihood:
     return Likelihood(runner, longest, window_overlap(options.overlap, longest), batch_tokens)
 
 
-def check_output(path: Path, *, force: bool, folder: bool = False) -> None:
-    """Before any work: raise UserError where an output file (or `folder`) exists, unless `force`, or cannot be made."""
-    if path.is_dir() and not folder:
-        raise UserError(f"--output {path}: is a folder; give the name of a file")
+def check_output(path: Path, *, force: bool, replaces: Callable[[Path], bool] = Path.is_file) -> None:
+    """Before any work: raise UserError where an output cannot be made, or exists.
+
+    With `force` it may exist, if `replaces` says that it is such an output.
+    """
     if path.exists() and not force:
         raise UserError(f"{path} exists already; give another --output, or --force to replace it")
+    if path.exists() and not replaces(path):
+        raise UserError(f"--output {path}: is no output of this command, so --force does not delete it; name another")
     if not path.parent.is_dir():
         raise UserError(f"--output {path}: there is no folder {path.parent}; make it, or name another")
     if not os.access(path.parent, os.W_OK | os.X_OK):

@@ -16,7 +16,7 @@ from megatron_plm.inference.flags import (
     SPECIALS,
     add_model_flags,
     add_reading_flags,
-    add_window_flag,
+    add_row_flags,
     check_output,
     likelihood_of,
     load_runner,
@@ -34,7 +34,7 @@ _GROUP_ROWS = 8  # full rows of the proteins that are scored together
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this subject."""
     add_model_flags(parser)
-    add_window_flag(parser)
+    add_row_flags(parser)
     add_reading_flags(add_input_flags(parser, names=True))
     parser.add_argument(
         "--one-pass", action="store_true",

@@ -21,12 +21,14 @@ def main(argv: Sequence[str]) -> None:
     keep_freed_memory()
     parser = ArgumentParser(prog="score", description=__doc__)
     subjects = parser.add_subparsers(dest="subject", required=True)
+    typed = next((word for word in argv if word in SUBJECTS), None)
     subject: Any = None
     for name, (module, text, kind) in SUBJECTS.items():
         flags = subjects.add_parser(name, help=f"{text} ({kind})")
-        if argv and argv[0] == name:
+        if name == typed:
             subject = importlib.import_module(module)
             subject.add_flags(flags)
             flags.add_argument("--output", required=True, type=Path, metavar="PATH", help=f"{kind} to write")
             flags.add_argument("--force", action="store_true", help="replace an existing output")
-    subject.run(parser.parse(argv))
+    options = parser.parse(argv)
+    subject.run(options)

@@ -14,7 +14,7 @@ from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_file
 from megatron_plm.inference.flags import (
     add_model_flags,
-    add_window_flag,
+    add_row_flags,
     check_output,
     likelihood_of,
     load_runner,
@@ -30,7 +30,7 @@ STRATEGIES = ("masked-marginals", "wt-marginals")
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this subject."""
     add_model_flags(parser)
-    add_window_flag(parser)
+    add_row_flags(parser)
     parser.add_argument(
         "--variants", required=True, type=Path, metavar="FILE",
         help="CSV or TSV with a column of variants, such as A42G or A42G:L50P; its other columns are kept",
