@@ -1,7 +1,7 @@
 """The proteins of input files, in order, with their names."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,12 +25,10 @@ class Survey:
     """What some inputs hold.
 
     Attributes:
-        num_proteins: records.
         num_tokens: tokens of them all, without specials.
         unknown: how often each letter stands in them that is not in the vocabulary.
     """
 
-    num_proteins: int
     num_tokens: int
     unknown: Counter[str]
 
@@ -53,21 +51,20 @@ class ProteinReader:
     def survey(self) -> Survey:
         """Read all of them, which tells every fault before any work; raises UserError. Not for pipes."""
         assert self.can_read_twice
-        num_proteins = num_tokens = 0
+        num_tokens = 0
         unknown: Counter[str] = Counter()
         table = self._tokenizer.lookup_table()
         for reader, batches in self._readings():
             for batch in batches:
-                num_proteins += len(batch.lengths)
                 num_tokens += len(batch.tokens)
             letters = np.flatnonzero((table == self._tokenizer.unknown_entry) & (reader.byte_counts > 0))
             unknown.update({chr(letter): int(reader.byte_counts[letter]) for letter in letters.tolist()})
-        return Survey(num_proteins, num_tokens, unknown)
+        return Survey(num_tokens, unknown)
 
-    def read(self, progress: Callable[[int], None] | None = None) -> Iterator[Protein]:
-        """Yield the proteins in order; `progress` is told how many bytes of all inputs have been read."""
+    def read(self) -> Iterator[Protein]:
+        """Yield the proteins in order; raises UserError at a fault of the input."""
         number = 0
-        for _, batches in self._readings(progress):
+        for _, batches in self._readings():
             for batch in batches:
                 ends = np.cumsum(batch.lengths, dtype=np.int64).tolist()
                 begins = [0, *ends[:-1]]
@@ -76,18 +73,9 @@ class ProteinReader:
                     yield Protein(name, batch.tokens[begin:end])
                 number += len(ends)
 
-    def _readings(
-        self, progress: Callable[[int], None] | None = None
-    ) -> Iterator[tuple[SequenceReader, Iterator[RecordBatch]]]:
+    def _readings(self) -> Iterator[tuple[SequenceReader, Iterator[RecordBatch]]]:
         """A reader of each input with its batches: whether there are names depends on the format."""
-        done = 0
         for source in self._inputs:
             named = not self._numbered and source.format != "text"
             reader = SequenceReader(self._tokenizer, strict=self._strict, identifiers=named)
-            told = None if progress is None else _behind(progress, done)
-            yield reader, reader.read([source], told)
-            done += source.position
-
-
-def _behind(progress: Callable[[int], None], done: int) -> Callable[[int], None]:
-    return lambda num_bytes: progress(done + num_bytes)
+            yield reader, reader.read([source])

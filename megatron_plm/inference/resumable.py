@@ -204,6 +204,6 @@ def _other_work(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]
     name = next(name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name))
     there, here = (json.dumps(identity.get(name)) for identity in (theirs, ours))
     return (
-        f"{folder} holds the work of a run that was stopped, whose {name} was {there}, and here it is {here}; type "
-        "the same command to go on with it, or --force to begin anew"
+        f"{folder} holds the work of a run that was stopped, with {name} {there} in place of {here}; type the same "
+        "command to go on with it, or --force to begin anew"
     )

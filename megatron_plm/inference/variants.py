@@ -98,6 +98,8 @@ class VariantTable:
         separator = "\t" if self.path.suffix.lower() in (".tsv", ".tab") else ","
         csv.field_size_limit(2**31 - 1)
         num_rows = 0
+        if self.path.exists() and not self.path.is_file():
+            raise UserError(f"{self.path}: is no file; give the list of variants as one, since it is read twice")
         try:
             with self.path.open(newline="", encoding="utf-8-sig") as file:
                 reader = csv.DictReader(file, delimiter=separator, strict=True)
