@@ -16,6 +16,7 @@ VERBS = {
     "preflight": ("megatron_plm.preflight.command", "check the machines of a cluster before a long run"),
     "pretrain": ("megatron_plm.training.pretrain", "train a protein language model"),
     "convert-checkpoint": ("megatron_plm.convert.command", "between checkpoint formats"),
+    "megatron-converter": ("megatron_plm.convert.megatron_converter", "ProteinLM's checkpoints to its TAPE fork's"),
     "embed": ("megatron_plm.inference.embed", "embeddings of the proteins of a sequence file"),
     "score": ("megatron_plm.inference.score", "likelihoods of proteins and variants, contact maps"),
     "tape-train": ("tape_finetune.train", "fine-tune on a labelled task and score it"),

@@ -22,6 +22,7 @@ def esm_config(options: ModelOptions, **changes: Any) -> EsmConfig:
         "layer_norm_eps": options.layernorm_epsilon,
         "position_embedding_type": "rotary",
         "token_dropout": options.token_dropout,
+        "emb_layer_norm_before": options.embedding_layernorm,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }

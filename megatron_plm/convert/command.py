@@ -1,18 +1,22 @@
-"""`convert_checkpoint`: any format to any other, through the native form in memory.
+"""`convert_checkpoint`: any format to any other, tensor by tensor, through the native form.
 
 Beside the checkpoint it writes conversion.json, which says how it came about; no reader of a checkpoint looks at it.
 """
 
+import argparse
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_plm.arguments import ArgumentParser
-from megatron_plm.checkpoint_format import STATE_FILE
-from megatron_plm.convert.config_json import CONFIG_JSON, write_json
+from megatron_plm.convert.config_json import write_json
+from megatron_plm.convert.format import Format
+from megatron_plm.convert.lazy import meta_of
 from megatron_plm.convert.pretrained import FORMATS, detect_format, read_checkpoint
-from megatron_plm.convert.weights import DTYPES, INVERSE_FREQUENCIES
+from megatron_plm.convert.weights import DTYPES, INVERSE_FREQUENCIES, Weights
 from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_directory
 from megatron_plm.invocation import command_line
@@ -20,6 +24,11 @@ from megatron_plm.invocation import command_line
 _VERB = "convert-checkpoint"
 CONVERSION_FILE = "conversion.json"
 _EXAMPLE_STRUCTURES = Path("examples/data/structures")
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+# Flags that only some formats take, by the names of their arguments.
+_READ_FLAGS = ("trust_pickle",)
+_WRITE_FLAGS = ("shard_size", "target_tensor_parallel_size")
 
 
 def build_parser() -> ArgumentParser:
@@ -29,9 +38,27 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--from", dest="source", required=True, choices=FORMATS, help="format of the input")
     parser.add_argument("--to", dest="target", required=True, choices=FORMATS, help="format of the output")
-    parser.add_argument("--input", required=True, type=Path, metavar="DIR", help="checkpoint, or a run directory")
+    parser.add_argument("--input", required=True, type=Path, metavar="PATH", help="checkpoint, or a run directory")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="directory to write")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="type of the written weights")
+    parser.add_argument(
+        "--shard-size",
+        type=size_in_bytes,
+        metavar="SIZE",
+        help="--to huggingface: largest file of weights, as 500MB or 2GiB (default: 5GB)",
+    )
+    parser.add_argument(
+        "--target-tensor-parallel-size",
+        type=int,
+        metavar="N",
+        help="--to megatron: ranks that share each layer (default: 1)",
+    )
+    parser.add_argument(
+        "--trust-pickle",
+        action="store_const",
+        const=True,
+        help="--from megatron and fair-esm: let the files name, and so run, any code",
+    )
     parser.add_argument("--force", action="store_true", help="replace an output that is a checkpoint directory")
     return parser
 
@@ -40,31 +67,33 @@ def main(argv: Sequence[str]) -> int:
     """Convert as `argv` says and print what was written, what is not carried and the next command."""
     arguments = build_parser().parse(argv)
     source, output = arguments.input, arguments.output
+    target = FORMATS[arguments.target]
+    read_flags = _given(arguments, _READ_FLAGS, FORMATS[arguments.source], "from", FORMATS[arguments.source].read_flags)
+    write_flags = _given(arguments, _WRITE_FLAGS, target, "to", target.write_flags)
     _check_output(source, output, force=arguments.force)
     found = detect_format(source)
     if found != arguments.source:
         raise UserError(f"{source}: holds a {found} checkpoint, not {arguments.source}; give --from {found}")
-    if arguments.target == "native" and arguments.dtype != "float32":
+    if target.name == "native" and arguments.dtype != "float32":
         raise UserError(f"--dtype {arguments.dtype}: native checkpoints hold float32 weights, leave --dtype out")
-    weights = read_checkpoint(source, found)
+    weights = read_checkpoint(source, found, **read_flags)
     with atomic_directory(output, force=arguments.force) as aside:
-        lost = (*weights.notes, *FORMATS[arguments.target].write(weights, aside, arguments.dtype))
-        write_json(
-            aside / CONVERSION_FILE,
-            {
-                "command": command_line(_VERB, argv),
-                "from": found,
-                "to": arguments.target,
-                "input": str(source),
-            },
-        )
-    parameters = sum(t.numel() for name, t in weights.tensors.items() if name != INVERSE_FREQUENCIES)
-    print(f"wrote {output}: {arguments.target}, {parameters:,} parameters, {arguments.dtype}")
+        lost = (*weights.notes, *target.write(weights, aside, arguments.dtype, **write_flags))
+        record = {"command": command_line(_VERB, argv), "from": found, "to": target.name, "input": str(source)}
+        write_json(aside / CONVERSION_FILE, record)
+    print(f"wrote {output}: {target.name}, {num_parameters(weights):,} parameters, {arguments.dtype}")
+    if arguments.trust_pickle:
+        print("read with --trust-pickle: code in the input could run")
     for note in lost:
         print(f"not carried: {note}")
     letters = weights.tokenizer.one_letter_a_token
-    print(f"next: {next_command(arguments.target, output) if letters else command_line('pretrain', ['--help'])}")
+    print(f"next: {next_command(target.name, output) if letters else command_line('pretrain', ['--help'])}")
     return 0
+
+
+def num_parameters(weights: Weights) -> int:
+    """Parameters of the model: its tensors without the rotary frequencies, which are a buffer."""
+    return sum(tensor.numel() for name, tensor in meta_of(weights.tensors).items() if name != INVERSE_FREQUENCIES)
 
 
 def next_command(target: str, output: Path) -> str:
@@ -82,13 +111,32 @@ def next_command(target: str, output: Path) -> str:
     return command_line("tape-train", ["transformer", "secondary_structure", *flags])
 
 
+def size_in_bytes(text: str) -> int:
+    """A flag's size: 500MB, 2GiB, or a number of bytes."""
+    match = re.fullmatch(r"(\d+)\s*([KMGT]I?B)?", text.strip().upper())
+    if match is None or int(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size above 0, as 500MB or 2GiB")
+    return int(match[1]) * _UNITS.get(match[2] or "", 1)
+
+
+def _given(
+    arguments: argparse.Namespace, names: Sequence[str], entry: Format, flag: str, taken: Sequence[str]
+) -> dict[str, Any]:
+    """Those of the flags `names` that were typed; UserError where the format takes no such flag."""
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    for name in given:
+        if name not in taken:
+            raise UserError(f"--{name.replace('_', '-')}: --{flag} {entry.name} has no use for it; leave it out")
+    return given
+
+
 def _check_output(source: Path, output: Path, *, force: bool) -> None:
     """Before any work: refuse to overwrite, and with `force` to delete what is no converted checkpoint."""
     if not output.exists():
         return
     if not force:
         raise UserError(f"{output} exists already; give another --output, or --force to replace it")
-    if not any((output / name).is_file() for name in (STATE_FILE, CONFIG_JSON)):
+    if not any((output / entry.mark).is_file() for entry in FORMATS.values()):
         raise UserError(f"{output} is no checkpoint directory, so --force does not delete it; give another --output")
     if source.resolve().is_relative_to(output.resolve()):
         raise UserError(f"{output} holds the input {source}, so --force does not delete it; give another --output")

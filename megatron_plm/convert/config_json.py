@@ -1,6 +1,6 @@
-"""config.json of foreign model directories: checked reading, and the fields common to EsmForMaskedLM and TAPE's fork.
+"""Foreign configurations: checked reading, and the fields common to EsmForMaskedLM and TAPE's fork.
 
-Both spell the shape of a Transformer as transformers' BERT did.
+Both have a config.json that spells the shape of a Transformer as transformers' BERT did.
 """
 
 import json
@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from megatron_plm.config.options import Config, ModelOptions
+from megatron_plm.config.options import ModelOptions
 from megatron_plm.config.problems import problems
+from megatron_plm.convert.weights import config_of
 from megatron_plm.errors import JSON_ERRORS, UserError
 from megatron_plm.tokenizers import Tokenizer
 
@@ -19,20 +20,25 @@ T = TypeVar("T")
 
 
 class ForeignConfig:
-    """A config.json, whose fields are asked for by name and type."""
+    """The fields of a foreign configuration, asked for by name and type."""
 
-    def __init__(self, directory: Path) -> None:
-        """Read `directory`/config.json; UserError if it is missing or no JSON object."""
-        self.path = directory / CONFIG_JSON
+    def __init__(self, content: Mapping[str, Any], place: str) -> None:
+        self.place = place
+        self._content = content
+
+    @staticmethod
+    def read(directory: Path) -> "ForeignConfig":
+        """`directory`/config.json; UserError if it is missing or no JSON object."""
+        path = directory / CONFIG_JSON
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"{self.path}: {error.strerror}; the directory needs its configuration") from None
+            raise UserError(f"{path}: {error.strerror}; the directory needs its configuration") from None
         except JSON_ERRORS as error:
-            raise UserError(f"{self.path}: not valid JSON ({error}); fetch the file again") from None
+            raise UserError(f"{path}: not valid JSON ({error}); fetch the file again") from None
         if not isinstance(content, dict):
-            raise UserError(f"{self.path}: expected a JSON object, found {type(content).__name__}")
-        self._content: dict[str, Any] = content
+            raise UserError(f"{path}: expected a JSON object, found {type(content).__name__}")
+        return ForeignConfig(content, str(path))
 
     def get(self, name: str, kind: type[T], default: T | None = None) -> T:
         """The field `name`, or `default` where it is absent or null; UserError if it is needed or ill-typed."""
@@ -42,21 +48,44 @@ class ForeignConfig:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            found = "has no value" if value is None else f"is {json.dumps(value)}"
-            raise UserError(f"{self.path}: {name} {found}; expected a value of type {kind.__name__}")
+            found = "has no value" if value is None else f"is {_shown(value)}"
+            raise UserError(f"{self.place}: {name} {found}; expected a value of type {kind.__name__}")
         return value
+
+    def choice(self, name: str, choices: Mapping[str, str]) -> str:
+        """The key of `choices` whose value the field `name` has; UserError if none has."""
+        value = self.get(name, str)
+        for ours, theirs in choices.items():
+            if theirs == value:
+                return ours
+        raise UserError(
+            f"{self.place}: {name} is {_shown(value)}, and no model here has it; expected "
+            f"{' or '.join(map(_shown, choices.values()))}"
+        )
 
     def require(self, name: str, needed: T, reason: str, *, default: T | None = None) -> None:
         """UserError with `reason` unless field `name`, or its `default` where absent, is `needed`."""
         value = self.get(name, type(needed), default)
         if value != needed:
-            raise UserError(f"{self.path}: {name} is {json.dumps(value)}, but {reason}")
+            raise UserError(f"{self.place}: {name} is {_shown(value)}, but {reason}")
 
 
-def options_from(config: ForeignConfig, tokenizer: Tokenizer) -> ModelOptions:
-    """The options of a model with rotary positions and a tied head; UserError if it is none or cannot be built."""
-    config.require("position_embedding_type", "rotary", "the models here have rotary positions", default="absolute")
-    config.require("tie_word_embeddings", True, "the models here have a tied head", default=True)
+def model_type_of(path: Path) -> str | None:
+    """The model_type of a directory's config.json, empty where it has none; None where there is no such file."""
+    return ForeignConfig.read(path).get("model_type", str, "") if (path / CONFIG_JSON).is_file() else None
+
+
+def checked(options: ModelOptions, place: str) -> ModelOptions:
+    """The options; UserError, naming `place`, if no such model can be built."""
+    found = problems(config_of(options))
+    if found:
+        raise UserError(f"{place} describes a model that cannot be built here: {found[0]}")
+    return options
+
+
+def options_from(config: ForeignConfig, tokenizer: Tokenizer, **fixed: Any) -> ModelOptions:
+    """The options that the common fields tell, with those that are `fixed`; UserError if no such model can be built."""
+    config.require("tie_word_embeddings", True, "the models of this format have a tied head", default=True)
     hidden_size, inner_size = config.get("hidden_size", int), config.get("intermediate_size", int)
     options = ModelOptions(
         tokenizer=tokenizer.name,
@@ -65,28 +94,16 @@ def options_from(config: ForeignConfig, tokenizer: Tokenizer) -> ModelOptions:
         num_attention_heads=config.get("num_attention_heads", int),
         ffn_hidden_size=None if inner_size == 4 * hidden_size else inner_size,
         layernorm_epsilon=config.get("layer_norm_eps", float),
-        token_dropout=config.get("token_dropout", bool),
+        hidden_dropout=config.get("hidden_dropout_prob", float, 0.0),
+        attention_dropout=config.get("attention_probs_dropout_prob", float, 0.0),
         init_method_std=config.get("initializer_range", float, 0.02),
+        **fixed,
     )
-    found = problems(Config(model=options))
-    if found:
-        raise UserError(f"{config.path} describes a model that cannot be built here: {found[0]}")
-    return options
-
-
-def dropout_notes(config: ForeignConfig) -> tuple[str, ...]:
-    """What is lost of dropout, which models here do not have."""
-    rates = {name: config.get(name, float, 0.0) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
-    return tuple(f"{name} {rate}: models here have no dropout" for name, rate in rates.items() if rate)
+    return checked(options, config.place)
 
 
 def fields_from(options: ModelOptions, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
-    """The fields `options_from` reads, with those a reader of the file needs beside them.
-
-    Raises UserError for a causal model: readers of these files would let every token see the ones behind it.
-    """
-    if options.objective != "mlm":
-        raise UserError(f"--to: the model's objective is {options.objective}, and the format holds masked models only")
+    """The fields `options_from` reads, with those a reader of the file needs beside them."""
     return {
         "vocab_size": tokenizer.vocab_size,
         "hidden_size": options.hidden_size,
@@ -95,13 +112,27 @@ def fields_from(options: ModelOptions, tokenizer: Tokenizer, dtype: str) -> dict
         "intermediate_size": options.ffn_size,
         "layer_norm_eps": options.layernorm_epsilon,
         "initializer_range": options.init_method_std,
-        "position_embedding_type": "rotary",
-        "token_dropout": options.token_dropout,
         "tie_word_embeddings": True,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
+        "hidden_dropout_prob": options.hidden_dropout,
+        "attention_probs_dropout_prob": options.attention_dropout,
         "torch_dtype": dtype,
     }
+
+
+def require_options(options: ModelOptions, needed: Mapping[str, Any], format_name: str) -> None:
+    """UserError, naming the first of them, if the model has other options than those that the format can hold."""
+    for name, value in {"objective": "mlm", **needed}.items():
+        allowed = value if isinstance(value, tuple) else (value,)
+        found = getattr(options, name)
+        if found not in allowed:
+            raise UserError(
+                f"--to {format_name}: the model's {name} is {_shown(found)}, and the format holds models with "
+                f"{' or '.join(map(_shown, allowed))} only; --to native keeps it"
+            )
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value, default=repr)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -13,24 +13,45 @@ from megatron_plm.config.options import ModelOptions
 from megatron_plm.convert.config_json import (
     CONFIG_JSON,
     ForeignConfig,
-    dropout_notes,
     fields_from,
+    model_type_of,
     options_from,
+    require_options,
     write_json,
 )
+from megatron_plm.convert.format import Format
 from megatron_plm.convert.keymap import Entry, KeyMap, module
-from megatron_plm.convert.tensor_files import SAFETENSORS_FILE, read_tensors, write_safetensors
+from megatron_plm.convert.lazy import LazyTensors, joined, renamed
+from megatron_plm.convert.tensor_files import read_tensors, write_safetensors_shards
 from megatron_plm.convert.transforms import chain, repeat, split_qkv, vocabulary_rows
-from megatron_plm.convert.weights import INVERSE_FREQUENCIES, Weights, cast, drop_not_carried, import_tensors
+from megatron_plm.convert.weights import (
+    INVERSE_FREQUENCIES,
+    Weights,
+    drop_not_carried,
+    export_tensors,
+    import_tensors,
+)
 from megatron_plm.errors import UserError
 from megatron_plm.model.layers import RotaryEmbedding
 from megatron_plm.tokenizers import TOKENIZER_NAMES, Tokenizer, get_tokenizer
 
 MODEL_TYPE = "esm"
 VOCABULARY_FILE = "vocab.txt"
+DEFAULT_SHARD_SIZE = 5 * 10**9  # transformers' own, of most of its versions
 _TIED_DECODER = "lm_head.decoder.weight"
 _LAYER = "esm.encoder.layer.{i}"
 _FREQUENCIES = f"{_LAYER}.attention.self.rotary_embeddings.inv_freq"
+
+# The options of every ESM-2; the other ones of a model can be told in config.json.
+_CARRIED = {
+    "norm_placement": "pre",
+    "normalization": "LayerNorm",
+    "position_embedding_type": "rope",
+    "activation": "gelu",
+    "add_bias_linear": True,
+    "head_transform": True,
+    "untie_embeddings_and_output_weights": False,
+}
 
 # What their files may hold that a masked language model of ours has no place for.
 NOT_CARRIED = {
@@ -75,41 +96,58 @@ def key_map(options: ModelOptions, ours: Tokenizer, theirs: Sequence[str]) -> Ke
         *module("head.norm", "lm_head.layer_norm"),
         Entry(("head.bias",), ("lm_head.bias",), rows),
     ]
+    if options.embedding_layernorm:
+        table += module("encoder.embedding.norm", "esm.embeddings.layer_norm")
     return KeyMap.build(table, options.num_layers)
 
 
 def read_huggingface(directory: Path) -> Weights:
     """Read an EsmForMaskedLM directory; UserError for anything a model of ours would compute differently."""
-    config = ForeignConfig(directory)
+    config = ForeignConfig.read(directory)
     config.require("model_type", MODEL_TYPE, "only EsmForMaskedLM models can be read")
     config.require("rope_theta", 10000.0, "the models here have rotary positions of base 10000", default=10000.0)
-    for name in ("emb_layer_norm_before", "is_decoder", "add_cross_attention", "is_folding_model"):
+    config.require("position_embedding_type", "rotary", "ESM-2 has rotary positions", default="absolute")
+    for name in ("is_decoder", "add_cross_attention", "is_folding_model"):
         config.require(name, False, "the models here are plain ESM-2 encoders", default=False)
     tokenizer, tokens, notes = _read_vocabulary(directory, config)
-    options = options_from(config, tokenizer)
+    options = options_from(
+        config,
+        tokenizer,
+        token_dropout=config.get("token_dropout", bool),
+        embedding_layernorm=config.get("emb_layer_norm_before", bool, False),
+    )
     tensors, dropped = drop_not_carried(_with_current_names(read_tensors(directory), directory), NOT_CARRIED)
     tensors = import_tensors(key_map(options, tokenizer, tokens), tensors, options, tokenizer, str(directory))
     if INVERSE_FREQUENCIES not in tensors:
-        tensors[INVERSE_FREQUENCIES] = RotaryEmbedding(options.head_dim).inverse_frequencies
-    return Weights(options, tokenizer, tensors, (*notes, *dropout_notes(config), *dropped))
+        tensors = joined(tensors, {INVERSE_FREQUENCIES: RotaryEmbedding(options.head_dim).inverse_frequencies})
+    return Weights(options, tokenizer, tensors, (*notes, *dropped))
 
 
-def write_huggingface(weights: Weights, directory: Path, dtype: str) -> tuple[str, ...]:
-    """Write an EsmForMaskedLM directory with its tokenizer; returns what is not carried."""
+def write_huggingface(
+    weights: Weights, directory: Path, dtype: str = "float32", shard_size: int = DEFAULT_SHARD_SIZE
+) -> tuple[str, ...]:
+    """Write an EsmForMaskedLM directory with its tokenizer; returns what is not carried.
+
+    Weights of more than `shard_size` bytes are cut into several files.
+    """
     options, tokenizer = weights.options, weights.tokenizer
+    require_options(options, _CARRIED, "huggingface")
     if not tokenizer.one_letter_a_token:
         raise UserError(
             f"--to huggingface: the model's tokens are the pieces of {tokenizer.name}, and the EsmTokenizer of that "
             "format cuts proteins into letters only; --to native keeps the model with its tokenizer"
         )
-    tensors = key_map(options, tokenizer, tokenizer.tokens).apply(weights.tensors, "the model")
-    del tensors[_TIED_DECODER]  # transformers ties it again; safetensors stores no tensor under two names
-    write_safetensors(cast(tensors, dtype), directory / SAFETENSORS_FILE)
+    table = key_map(options, tokenizer, tokenizer.tokens)
+    # transformers ties the decoder again; safetensors stores no tensor under two names
+    export = export_tensors(table, weights, dtype, leave_out=(_TIED_DECODER,))
+    write_safetensors_shards(export.meta, export.stream, directory, shard_size)
     config = {
         "architectures": ["EsmForMaskedLM"],
         "model_type": MODEL_TYPE,
         **fields_from(options, tokenizer, dtype),
-        "emb_layer_norm_before": False,
+        "position_embedding_type": "rotary",
+        "token_dropout": options.token_dropout,
+        "emb_layer_norm_before": options.embedding_layernorm,
         "mask_token_id": tokenizer.mask_id,
         "pad_token_id": tokenizer.pad_id,
         "eos_token_id": tokenizer.eos_id,
@@ -128,16 +166,16 @@ def write_huggingface(weights: Weights, directory: Path, dtype: str) -> tuple[st
     return ("esm.contact_head.regression: this model has none, so transformers' predict_contacts would be random",)
 
 
-def _with_current_names(tensors: Mapping[str, Tensor], directory: Path) -> dict[str, Tensor]:
-    renamed: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
+def _with_current_names(tensors: Mapping[str, Tensor], directory: Path) -> LazyTensors:
+    names: dict[str, str] = {}
+    for key in tensors:
         name = key
         for pattern, replacement in _OTHER_NAMES:
             name = pattern.sub(replacement, name)
-        if name in renamed:
+        if name in names:
             raise UserError(f"{directory}: it holds {name} twice, once under an older name; keep one of the two")
-        renamed[name] = tensor
-    return renamed
+        names[name] = key
+    return renamed(tensors, names)
 
 
 def _read_vocabulary(directory: Path, config: ForeignConfig) -> tuple[Tokenizer, Sequence[str], list[str]]:
@@ -153,10 +191,21 @@ def _read_vocabulary(directory: Path, config: ForeignConfig) -> tuple[Tokenizer,
     fitting = [t for t in map(get_tokenizer, TOKENIZER_NAMES) if sorted(t.tokens) == sorted(tokens)]
     if not fitting or len(tokens) != size:
         raise UserError(
-            f"{path}: {len(tokens)} tokens for a vocab_size of {size} in {config.path.name}; expected one of the "
+            f"{path}: {len(tokens)} tokens for a vocab_size of {size} in {CONFIG_JSON}; expected one of the "
             f"vocabularies {', '.join(TOKENIZER_NAMES)}, in any order"
         )
     tokenizer = fitting[0]
     for name, token_id in (("mask_token_id", tokenizer.mask_id), ("pad_token_id", tokenizer.pad_id)):
         config.require(name, tokens.index(tokenizer.tokens[token_id]), f"{path.name} has that token elsewhere")
     return tokenizer, tokens, notes
+
+
+FORMAT = Format(
+    name="huggingface",
+    mark=CONFIG_JSON,
+    recognises=lambda path: model_type_of(path) == MODEL_TYPE,
+    read=read_huggingface,
+    write=write_huggingface,
+    looks_like=f"a {CONFIG_JSON} with model_type {MODEL_TYPE!r}",
+    write_flags=("shard_size",),
+)

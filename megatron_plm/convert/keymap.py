@@ -1,16 +1,18 @@
 """The one mechanism of every converter: a table of (our names, their names, transform), read in either direction.
 
 A pattern holds `{i}` where the layer number stands. One table gives both directions, because every transform carries
-its inverse: `key_map.apply` goes from our names to theirs, `key_map.inverse.apply` comes back.
+its inverse: `key_map.stream` goes from our names to theirs, `key_map.inverse.stream` comes back. A table is worked off
+entry by entry, so that of a model's tensors only those of one entry need be in memory.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from megatron_plm.convert.lazy import LazyTensors, meta_of
 from megatron_plm.errors import UserError
 
 _MAX_LISTED = 20
@@ -20,7 +22,8 @@ _MAX_LISTED = 20
 class Transform:
     """What happens to the tensors of one entry, and its exact inverse.
 
-    Both take and return lists, in the order of the entry's keys. A ValueError they raise names no key; `apply` adds it.
+    Both take and return lists, in the order of the entry's keys, also of tensors of the meta device. A ValueError they
+    raise names no key; the entry adds it.
     """
 
     forward: Callable[[list[Tensor]], list[Tensor]]
@@ -50,6 +53,19 @@ class Entry:
     @property
     def inverse(self) -> "Entry":
         return Entry(self.theirs, self.ours, self.transform.inverse, self.optional)
+
+    def run(self, tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
+        """Read this entry's tensors of ours and return theirs: none, if all of ours are optional and absent.
+
+        Raises UserError, naming `place` and the keys, if the transform finds them unfit.
+        """
+        sources = [tensors[key] for key in self.ours if key in tensors]
+        if not sources:
+            return {}
+        try:
+            return dict(zip(self.theirs, self.transform.forward(sources), strict=True))
+        except ValueError as error:
+            raise UserError(f"{place}: {listed(self.ours)}: {error}") from None
 
     def expand(self, num_layers: int) -> list["Entry"]:
         """The entries without wildcard that this one stands for in a model of `num_layers` layers."""
@@ -96,25 +112,31 @@ class KeyMap:
     def inverse(self) -> "KeyMap":
         return KeyMap(tuple(entry.inverse for entry in self.entries))
 
-    def apply(self, tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
-        """Rename and transform `tensors`; works on tensors of the meta device, too.
+    def stream(self, tensors: Mapping[str, Tensor], place: str) -> Iterator[tuple[str, Tensor]]:
+        """Their names with their tensors, each made of `tensors` when it is asked for; works on the meta device, too.
 
-        Raises UserError, naming `place`, if keys are missing or left over, or if a transform finds them unfit.
+        Raises UserError, naming `place`, if keys are missing or left over: at once, before a tensor is read.
         """
+        self._check_keys(tensors, place)
+        return (pair for entry in self.entries for pair in entry.run(tensors, place).items())
+
+    def apply(self, tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
+        """All of `stream`, in memory."""
+        return dict(self.stream(tensors, place))
+
+    def lazy(self, tensors: Mapping[str, Tensor], place: str) -> LazyTensors:
+        """What `apply` returns, each tensor made when it is asked for.
+
+        Raises UserError at once for what names, shapes and types tell.
+        """
+        meta = self.apply(meta_of(tensors), place)
+        entry_of = {key: entry for entry in self.entries for key in entry.theirs}
+        return LazyTensors(meta, lambda key: entry_of[key].run(tensors, place)[key])
+
+    def _check_keys(self, tensors: Iterable[str], place: str) -> None:
         known = {key for entry in self.entries for key in entry.ours}
         optional = {key for entry in self.entries for key in entry.optional}
         check_keys(tensors, known, optional, place)
-        result: dict[str, Tensor] = {}
-        for entry in self.entries:
-            sources = [tensors[key] for key in entry.ours if key in tensors]
-            if not sources:
-                continue  # every key of the entry is optional and absent
-            try:
-                targets = entry.transform.forward(sources)
-            except ValueError as error:
-                raise UserError(f"{place}: {listed(entry.ours)}: {error}") from None
-            result.update(zip(entry.theirs, targets, strict=True))
-        return result
 
     def shapes(self, ours: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
         """The shapes of their tensors for tensors of ours of the given shapes."""

@@ -1,34 +1,18 @@
 """Which formats there are, which one a path holds, and a model from any of them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_plm.checkpoint_format import is_native
 from megatron_plm.config.options import ModelOptions
-from megatron_plm.convert import huggingface, tape
-from megatron_plm.convert.config_json import CONFIG_JSON, ForeignConfig
-from megatron_plm.convert.native import read_native, write_native
+from megatron_plm.convert import fair_esm, huggingface, megatron, native, tape
+from megatron_plm.convert.config_json import CONFIG_JSON, model_type_of
 from megatron_plm.convert.weights import Weights
 from megatron_plm.errors import UserError
 from megatron_plm.model.transformer import MaskedLanguageModel
 from megatron_plm.tokenizers import Tokenizer
 
-
-@dataclass(frozen=True)
-class Format:
-    """One format: how to read it, how to write it into an empty directory, and its mark in config.json."""
-
-    read: Callable[[Path], Weights]
-    write: Callable[[Weights, Path, str], tuple[str, ...]]  # (weights, directory, dtype) -> what is not carried
-    model_type: str | None
-
-
-FORMATS = {
-    "native": Format(read_native, write_native, None),
-    "huggingface": Format(huggingface.read_huggingface, huggingface.write_huggingface, huggingface.MODEL_TYPE),
-    "proteinlm-tape": Format(tape.read_proteinlm_tape, tape.write_proteinlm_tape, tape.MODEL_TYPE),
-}
+_MODULES = (native, megatron, huggingface, tape, fair_esm)  # in the order in which they look at a path
+FORMATS = {module.FORMAT.name: module.FORMAT for module in _MODULES}
 
 
 @dataclass(frozen=True)
@@ -46,10 +30,10 @@ def load_pretrained(path: Path) -> Pretrained:
     return Pretrained(weights.build(), weights.options, weights.tokenizer)
 
 
-def read_checkpoint(path: Path, format_name: str) -> Weights:
-    """Read a checkpoint of that format; UserError if it cannot be read."""
+def read_checkpoint(path: Path, format_name: str, **flags: object) -> Weights:
+    """Read a checkpoint of that format, its tensors left in the files; UserError if it cannot be read."""
     try:
-        return FORMATS[format_name].read(path)
+        return FORMATS[format_name].read(path, **flags)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read: {error.strerror or error}; look at its files and permissions"
@@ -58,19 +42,16 @@ def read_checkpoint(path: Path, format_name: str) -> Weights:
 
 def detect_format(path: Path) -> str:
     """The name of the format that `path` holds; UserError, saying what was found, if it is none of `FORMATS`."""
-    if not path.is_dir():
-        raise UserError(f"{path}: {'is a file' if path.exists() else 'does not exist'}; give a checkpoint directory")
-    if is_native(path):
-        return "native"
-    if not (path / CONFIG_JSON).is_file():
-        raise UserError(
-            f"{path}: holds no checkpoint: neither a native one (a run directory, or state.json) nor a "
-            f"{CONFIG_JSON} of {' or '.join(name for name, entry in FORMATS.items() if entry.model_type)}"
-        )
-    model_type = ForeignConfig(path).get("model_type", str, "")
+    if not path.exists():
+        raise UserError(f"{path}: does not exist; give a checkpoint")
     for name, entry in FORMATS.items():
-        if entry.model_type == model_type:
+        if entry.recognises(path):
             return name
+    if not (path / CONFIG_JSON).is_file():
+        looks = "; ".join(f"{name}: {entry.looks_like}" for name, entry in FORMATS.items())
+        what = "is a file, and no checkpoint" if path.is_file() else "holds no checkpoint"
+        raise UserError(f"{path}: {what} of a format that can be read ({looks})")
+    model_type = model_type_of(path)
     if not model_type:
         raise UserError(
             f"{path / CONFIG_JSON}: has no model_type, as those of stock TAPE and of ProteinLM's fork; their models "
@@ -78,5 +59,5 @@ def detect_format(path: Path) -> str:
         )
     raise UserError(
         f"{path / CONFIG_JSON}: the model_type is {model_type!r}; models that can be read have "
-        f"{' or '.join(repr(entry.model_type) for entry in FORMATS.values() if entry.model_type)}"
+        f"{huggingface.MODEL_TYPE!r} or {tape.MODEL_TYPE!r}"
     )

@@ -1,31 +1,59 @@
 """`proteinlm-tape`: the names and files of ProteinLM's fork of tape-proteins, for pre-LN models.
 
 config.json and pytorch_model.bin; keys as in the fork's `tape/models/modeling_bert.py` (ProteinBertForMaskedLM); rows
-of the vocabulary in the order of TAPE's IUPAC tokens. The fork itself knows learned positions only. A model here has
-rotary positions and may have token dropout: config.json says so in fields of its own, `max_position_embeddings` is
-null, on which the fork's constructor stops instead of running with random positions, and one tensor is added.
+of the vocabulary in the order of TAPE's IUPAC tokens. The fork knows learned positions and the exact GELU only. A model
+with rotary positions has config.json say so in fields of its own, `max_position_embeddings` is null, on which the
+fork's constructor stops instead of running with random positions, and one tensor is added. At the tanh GELU,
+`gelu_new`, the fork stops, too.
 """
 
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.convert.config_json import (
     CONFIG_JSON,
     ForeignConfig,
-    dropout_notes,
     fields_from,
+    model_type_of,
     options_from,
+    require_options,
     write_json,
 )
+from megatron_plm.convert.format import Format
 from megatron_plm.convert.keymap import Entry, KeyMap, module
-from megatron_plm.convert.tensor_files import PYTORCH_FILE, read_tensors, write_pytorch
-from megatron_plm.convert.transforms import chain, repeat, split_qkv, token_roles, vocabulary_rows
-from megatron_plm.convert.weights import INVERSE_FREQUENCIES, Weights, cast, import_tensors
+from megatron_plm.convert.lazy import compact
+from megatron_plm.convert.pickles import write_pickle
+from megatron_plm.convert.tensor_files import PYTORCH_FILE, read_tensors
+from megatron_plm.convert.transforms import (
+    chain,
+    repeat,
+    split_qkv,
+    token_roles,
+    vocabulary_rows,
+    with_token_types,
+)
+from megatron_plm.convert.weights import INVERSE_FREQUENCIES, Weights, export_tensors, import_tensors
 from megatron_plm.errors import UserError
 from megatron_plm.tokenizers import Tokenizer, get_tokenizer
 
 MODEL_TYPE = "proteinlm-tape"
+TOKEN_TYPES = "bert.embeddings.token_type_embeddings.weight"
 _LAYER = "bert.encoder.layer.{i}"
+_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}  # ours: transformers' name, of which TAPE has the first
+_POSITIONS = {"rope": "rotary", "learned_absolute": "absolute"}
+
+_CARRIED = {
+    "norm_placement": "pre",
+    "normalization": "LayerNorm",
+    "activation": tuple(_ACTIVATIONS),
+    "add_bias_linear": True,
+    "embedding_layernorm": False,
+    "head_transform": True,
+    "untie_embeddings_and_output_weights": False,
+}
 
 
 def key_map(options: ModelOptions, ours: Tokenizer) -> KeyMap:
@@ -40,7 +68,7 @@ def key_map(options: ModelOptions, ours: Tokenizer) -> KeyMap:
             ("bert.embeddings.word_embeddings.weight", "mlm.decoder.weight"),
             chain(rows, repeat(2)),
         ),
-        Entry((INVERSE_FREQUENCIES,), ("bert.encoder.rotary.inverse_frequencies",)),
+        _positions(options),
         *module(f"{block}.attention_norm", f"{_LAYER}.input_ln"),
         *module(f"{block}.attention.qkv", *attention, transform=split_qkv(options.num_attention_heads)),
         *module(f"{block}.attention.out", f"{_LAYER}.attention.dense"),
@@ -55,39 +83,79 @@ def key_map(options: ModelOptions, ours: Tokenizer) -> KeyMap:
     return KeyMap.build(table, options.num_layers)
 
 
+def _positions(options: ModelOptions) -> Entry:
+    if options.position_embedding_type == "rope":
+        return Entry((INVERSE_FREQUENCIES,), ("bert.encoder.rotary.inverse_frequencies",))
+    theirs = ("bert.embeddings.position_embeddings.weight", TOKEN_TYPES)
+    return Entry(("encoder.embedding.positions.weight",), theirs, with_token_types())
+
+
 def read_proteinlm_tape(directory: Path) -> Weights:
     """Read such a directory; the model has TAPE's IUPAC vocabulary. UserError for anything it cannot compute."""
-    config = ForeignConfig(directory)
+    config = ForeignConfig.read(directory)
     tokenizer = _tape_tokenizer()
     config.require("model_type", MODEL_TYPE, "only directories that megatron-plm wrote can be read")
     config.require("vocab_size", tokenizer.vocab_size, f"TAPE's IUPAC vocabulary has {tokenizer.vocab_size} tokens")
-    config.require("hidden_act", "gelu", "the models here have the exact (erf) GELU, which TAPE calls gelu")
-    options = options_from(config, tokenizer)
-    found = read_tensors(directory)
-    tensors = import_tensors(key_map(options, tokenizer), found, options, tokenizer, str(directory))
-    return Weights(options, tokenizer, tensors, dropout_notes(config))
+    positions = config.choice("position_embedding_type", _POSITIONS)
+    options = options_from(
+        config,
+        tokenizer,
+        token_dropout=config.get("token_dropout", bool),
+        activation=config.choice("hidden_act", _ACTIVATIONS),
+        position_embedding_type=positions,
+        max_position_embeddings=config.get("max_position_embeddings", int) if positions != "rope" else None,
+    )
+    table, found = key_map(options, tokenizer), read_tensors(directory)
+    return Weights(options, tokenizer, import_tensors(table, found, options, tokenizer, str(directory)))
 
 
-def write_proteinlm_tape(weights: Weights, directory: Path, dtype: str) -> tuple[str, ...]:
-    """Write such a directory; returns what is not carried."""
+def write_proteinlm_tape(weights: Weights, directory: Path, dtype: str = "float32") -> tuple[str, ...]:
+    """Write such a directory; returns what is not carried. One pickle: all is in memory when it is written."""
+    tensors, lost = fork_tensors(weights, dtype)
+    write_pickle(tensors, directory / PYTORCH_FILE)
+    write_json(directory / CONFIG_JSON, fork_config(weights.options, dtype))
+    return lost
+
+
+def fork_tensors(weights: Weights, dtype: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The model's tensors by the fork's names, in memory, and what is not carried; UserError if the fork has no such
+    model."""
     options, ours, theirs = weights.options, weights.tokenizer, _tape_tokenizer()
+    require_options(options, _CARRIED, MODEL_TYPE)
     if not ours.one_letter_a_token:
         raise UserError(
             f"--to {MODEL_TYPE}: the model's tokens are the pieces of {ours.name}, and TAPE's are letters; --to native "
             "keeps the model with its tokenizer"
         )
-    tensors = key_map(options, ours).apply(weights.tensors, "the model")
-    write_pytorch(cast(tensors, dtype), directory / PYTORCH_FILE)
-    config = {
-        "model_type": MODEL_TYPE,
-        **fields_from(options, theirs, dtype),
-        "hidden_act": "gelu",
-        "max_position_embeddings": None,
-    }
-    write_json(directory / CONFIG_JSON, config)
+    export = export_tensors(key_map(options, ours), weights, dtype)
+    tensors = {key: compact(tensor) for key, tensor in export.stream}
     lost = [t for t, role in zip(ours.tokens, token_roles(ours), strict=True) if role not in token_roles(theirs)]
-    return (f"the rows of {', '.join(lost)}: TAPE's IUPAC vocabulary has no such tokens",) if lost else ()
+    notes = (f"the rows of {', '.join(lost)}: TAPE's IUPAC vocabulary has no such tokens",) if lost else ()
+    return tensors, notes
+
+
+def fork_config(options: ModelOptions, dtype: str) -> dict[str, Any]:
+    """The content of config.json."""
+    return {
+        "model_type": MODEL_TYPE,
+        **fields_from(options, _tape_tokenizer(), dtype),
+        "hidden_act": _ACTIVATIONS[options.activation],
+        "position_embedding_type": _POSITIONS[options.position_embedding_type],
+        "max_position_embeddings": options.max_position_embeddings,
+        "type_vocab_size": 1,
+        "token_dropout": options.token_dropout,
+    }
 
 
 def _tape_tokenizer() -> Tokenizer:
     return get_tokenizer("tape-iupac")
+
+
+FORMAT = Format(
+    name=MODEL_TYPE,
+    mark=CONFIG_JSON,
+    recognises=lambda path: model_type_of(path) == MODEL_TYPE,
+    read=read_proteinlm_tape,
+    write=write_proteinlm_tape,
+    looks_like=f"a {CONFIG_JSON} with model_type {MODEL_TYPE!r}",
+)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from megatron_plm.convert.keymap import Transform
+from megatron_plm.convert.keymap import IDENTITY, Transform
 from megatron_plm.tokenizers import Tokenizer
 
 
@@ -39,14 +39,14 @@ def split_qkv(num_heads: int) -> Transform:
 
 
 def repeat(count: int) -> Transform:
-    """One tensor ↔ `count` equal ones; reading raises ValueError if those that are present differ in any bit."""
+    """One tensor ↔ `count` equal ones; reading raises ValueError if those that are present differ in any value."""
 
     def spread(tensors: list[Tensor]) -> list[Tensor]:
         (tensor,) = tensors
         return [tensor.clone() for _ in range(count)]  # safetensors stores no memory twice
 
     def collapse(tensors: list[Tensor]) -> list[Tensor]:
-        if any(not torch.equal(tensors[0], other) for other in tensors[1:]):
+        if not tensors[0].is_meta and any(not torch.equal(tensors[0], other) for other in tensors[1:]):
             raise ValueError("they must be equal, since the model here has one tensor for them, but they differ")
         return tensors[:1]
 
@@ -73,6 +73,58 @@ def _select_rows(sources: Sequence[str], targets: Sequence[str]) -> Callable[[li
         return [tensor[torch.tensor([row[token] for token in targets], device=tensor.device)]]
 
     return select
+
+
+def with_token_types() -> Transform:
+    """Position vectors [P, D] ↔ those and token-type vectors [S, D], written as one row of zeros.
+
+    Every token here is of type 0, whose vector is added to each position's.
+    """
+
+    def merge(tensors: list[Tensor]) -> list[Tensor]:
+        positions, types = tensors
+        if types.is_meta or not types[0].any():
+            return [positions]
+        return [positions + types[0]]
+
+    return Transform(forward=lambda tensors: [*tensors, torch.zeros_like(tensors[0][:1])], backward=merge)
+
+
+def qkv_rows(version: float, tensor_parallel_size: int, num_heads: int) -> Transform:
+    """Rows [head, (query, key, value), head size] ↔ those of Megatron-LM's checkpoint `version`, the ranks' in turn.
+
+    Within a rank: version 0 [(query, key, value), head, head size], 1 [head, head size, (query, key, value)], from 2 on
+    as here. Weights [N·3·H, D], biases [N·3·H].
+    """
+    ranks, heads = tensor_parallel_size, num_heads // tensor_parallel_size
+
+    def permuted(ours: tuple[int, ...], order: tuple[int, ...]) -> Transform:
+        """Rows as the axes `ours` say ↔ rows with these axes in another order, which is its own inverse."""
+        theirs = tuple(ours[axis] for axis in order)
+
+        def move(tensors: list[Tensor], shape: tuple[int, ...]) -> list[Tensor]:
+            (rows,) = tensors
+            parts = rows.unflatten(0, shape)
+            rest = range(len(shape), parts.dim())
+            return [parts.permute(*order, *rest).flatten(0, len(shape) - 1)]
+
+        return Transform(forward=lambda tensors: move(tensors, ours), backward=lambda tensors: move(tensors, theirs))
+
+    if version >= 2:
+        return IDENTITY
+    if version == 1:
+        return permuted((num_heads, 3, -1), (0, 2, 1))
+    return permuted((ranks, heads, 3, -1), (0, 2, 1, 3))
+
+
+def padded_rows(num_rows: int, padded: int) -> Transform:
+    """A tensor of `num_rows` rows ↔ one of `padded` rows, whose last ones mean nothing and are written as zeros."""
+
+    def pad(tensors: list[Tensor]) -> list[Tensor]:
+        (tensor,) = tensors
+        return [torch.cat([tensor, tensor.new_zeros(padded - num_rows, *tensor.shape[1:])])]
+
+    return Transform(forward=pad, backward=lambda tensors: [tensors[0][:num_rows]])
 
 
 def token_roles(tokenizer: Tokenizer) -> list[str]:

@@ -1,7 +1,7 @@
 """Random models of odd shapes in both libraries, and inputs for both."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,26 @@ from megatron_plm.tokenizers import Tokenizer, get_tokenizer
 # Layers, hidden size, heads, feed-forward size.
 SHAPES = [(2, 320, 20, 1280), (3, 60, 5, 240), (1, 24, 1, 96), (2, 48, 6, 36)]
 TINY = ModelOptions(num_layers=2, hidden_size=24, num_attention_heads=3)
+IUPAC_TINY = replace(TINY, tokenizer="tape-iupac")
+PROTEINLM_TINY = replace(
+    TINY,
+    tokenizer="proteinlm",
+    position_embedding_type="learned_absolute",
+    max_position_embeddings=64,
+    activation="gelu_tanh",
+    hidden_dropout=0.1,
+    attention_dropout=0.1,
+    token_dropout=False,
+)
+
+# Models, and the formats that can carry all of each.
+CARRIED: list[tuple[ModelOptions, tuple[str, ...]]] = [
+    (TINY, ("native", "huggingface", "fair-esm")),
+    (IUPAC_TINY, ("native", "huggingface", "proteinlm-tape")),
+    (PROTEINLM_TINY, ("native", "megatron")),
+    (replace(PROTEINLM_TINY, tokenizer="tape-iupac"), ("native", "proteinlm-tape")),
+]
+SAMPLE = {name: options for options, names in reversed(CARRIED) for name in names}  # a model for each format
 
 
 @torch.no_grad()
@@ -52,8 +72,9 @@ def random_weights(options: ModelOptions = TINY, seed: int = 0) -> Weights:
     tokenizer = get_tokenizer(options.tokenizer)
     model = MaskedLanguageModel(options, tokenizer)
     randomize(model, seed)
-    frequencies = model.encoder.rotary.inverse_frequencies
-    frequencies.copy_(frequencies.half().float())
+    if model.encoder.rotary is not None:
+        frequencies = model.encoder.rotary.inverse_frequencies
+        frequencies.copy_(frequencies.half().float())
     return Weights(options, tokenizer, model.state_dict())
 
 

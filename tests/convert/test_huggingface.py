@@ -1,6 +1,7 @@
 """Conversion from and to EsmForMaskedLM, against transformers' own model, files and tokenizer."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,13 +59,14 @@ def write(weights: Weights, path: Path, dtype: str = "float32") -> Path:
     return path
 
 
+@pytest.mark.parametrize("embedding_layernorm", [False, True])
 @pytest.mark.parametrize("token_dropout", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("direction", ["theirs to ours", "ours to theirs"])
 def test_logits_equal_those_of_transformers(
-    shape: tuple[int, int, int, int], token_dropout: bool, direction: str, tmp_path: Path
+    shape: tuple[int, int, int, int], token_dropout: bool, embedding_layernorm: bool, direction: str, tmp_path: Path
 ) -> None:
-    options = options_of(shape, token_dropout=token_dropout)
+    options = replace(options_of(shape, token_dropout=token_dropout), embedding_layernorm=embedding_layernorm)
     if direction == "theirs to ours":
         theirs = their_model(options)
         theirs.save_pretrained(tmp_path)
@@ -210,7 +212,7 @@ def test_tensors_that_must_be_equal_and_are_not_are_refused(key: str, message: s
     source = tensors.get(key, tensors["esm.embeddings.word_embeddings.weight"])
     save_file({**tensors, key: source + 1}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=message):
-        read_huggingface(tmp_path)
+        read_huggingface(tmp_path).build()
 
 
 def test_a_vocabulary_in_another_order_is_mapped_by_token(tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ def change_config(directory: Path, **fields: object) -> None:
     ("fields", "message"),
     [
         ({"position_embedding_type": "absolute"}, 'position_embedding_type is "absolute"'),
-        ({"emb_layer_norm_before": True}, "emb_layer_norm_before is true"),
+        ({"emb_layer_norm_before": True}, r"2 tensors are missing \(esm\.embeddings\.layer_norm"),
         ({"is_decoder": True}, "is_decoder is true"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings is false"),
         ({"rope_theta": 500000.0}, "rope_theta is 500000.0"),
@@ -258,7 +260,27 @@ def test_a_configuration_that_means_another_model_is_refused(
         read_huggingface(tmp_path)
 
 
-def test_dropout_of_the_source_is_reported_as_lost(tmp_path: Path) -> None:
-    write(random_weights(), tmp_path)
-    change_config(tmp_path, hidden_dropout_prob=0.1)
-    assert read_huggingface(tmp_path).notes == ("hidden_dropout_prob 0.1: models here have no dropout",)
+def test_dropout_is_carried_both_ways(tmp_path: Path) -> None:
+    weights = random_weights(replace(TINY, hidden_dropout=0.25, attention_dropout=0.125))
+    theirs = transformers.AutoConfig.from_pretrained(write(weights, tmp_path))
+    assert (theirs.hidden_dropout_prob, theirs.attention_probs_dropout_prob) == (0.25, 0.125)
+    assert read_huggingface(tmp_path).options == weights.options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm_placement": "post"}, 'norm_placement is "post", and the format holds models with "pre" only'),
+        ({"activation": "gelu_tanh"}, 'activation is "gelu_tanh"'),
+        ({"normalization": "RMSNorm"}, 'normalization is "RMSNorm"'),
+        ({"position_embedding_type": "learned_absolute", "max_position_embeddings": 9}, "position_embedding_type is"),
+        ({"add_bias_linear": False}, "add_bias_linear is false"),
+        ({"head_transform": False}, "head_transform is false"),
+        ({"untie_embeddings_and_output_weights": True}, "untie_embeddings_and_output_weights is true"),
+        ({"objective": "clm"}, 'objective is "clm"'),
+    ],
+    ids=str,
+)
+def test_a_model_that_is_no_esm2_is_refused(options: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        write_huggingface(random_weights(replace(TINY, **options)), tmp_path)
