@@ -75,7 +75,7 @@ def contact_map(runner: Runner, head: ContactHead, residues: npt.NDArray[np.inte
     """Probabilities that residues of one protein touch, [L, L], symmetric."""
     tokenizer = runner.tokenizer
     row = pack([np.concatenate([[tokenizer.cls_id], residues, [tokenizer.eos_id]])])
-    logits = head.regression.bias
+    logits: Tensor = head.regression.bias
 
     def take(layer: int, weights_NTT: Tensor) -> None:
         nonlocal logits

@@ -19,7 +19,7 @@ from megatron_plm.inference.rows import PackedRow
 
 
 class Runner:
-    """Attributes: model, tokenizer, options, device, dtype (of the computation)."""
+    """Attributes: model, contact_head (or None), tokenizer, options, device, dtype (of the computation)."""
 
     def __init__(self, pretrained: Pretrained, device: torch.device, dtype: torch.dtype) -> None:
         """Move the model to `device`; its weights become `dtype`, rotary frequencies stay float32."""
@@ -31,6 +31,7 @@ class Runner:
         for parameter in self.model.parameters():
             parameter.data = parameter.data.to(dtype)
         self.model.to(device)
+        self.contact_head = None if pretrained.contact_head is None else pretrained.contact_head.to(device)
 
     @torch.inference_mode()
     def hidden_states(self, row: PackedRow, layers: Sequence[int]) -> list[Tensor]:
