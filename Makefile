@@ -1,7 +1,7 @@
 # make demo     from the example proteins to a pretrained, exported, evaluated model and its report
 # make test     the whole test suite
 # make lint     formatting, style and types
-# make bench    training speed against transformers, and data against megatron-core, on this machine
+# make bench    training and embedding against transformers, and data against megatron-core, on this machine
 # make fuzz     random input for the C++ data code and the index reader, under sanitizers, for minutes
 # make install  the package into the Python that PYTHON names, beside the torch that is there (containers, clusters)
 # make clean    remove the virtual environment and what the demo made
@@ -28,6 +28,7 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test $(DEMO)/data/train.json
 	$(PY) tools/benchmark.py train --data-path $(DEMO)/data/train --preset esm2-8m --check
+	$(PY) tools/benchmark.py embed --input $(EXAMPLES)/pretrain_valid.fasta.gz --preset esm2-8m --check
 	$(PY) tools/benchmark.py data --input $(EXAMPLES)/pretrain_train.fasta.gz --check
 
 fuzz: $(VENV)/.test

@@ -17,6 +17,8 @@ VERBS = {
     "pretrain": ("megatron_plm.training.pretrain", "train a protein language model"),
     "convert-checkpoint": ("megatron_plm.convert.command", "between checkpoint formats"),
     "megatron-converter": ("megatron_plm.convert.megatron_converter", "ProteinLM's checkpoints to its TAPE fork's"),
+    "embed": ("megatron_plm.inference.embed", "embeddings of the proteins of a sequence file"),
+    "score": ("megatron_plm.inference.score", "likelihoods of proteins and variants, contact maps"),
     "tape-train": ("tape_finetune.train", "fine-tune on a labelled task and score it"),
     "tape-eval": ("tape_finetune.evaluate", "score a fine-tuned model on a split"),
     "structures-to-tape": ("tape_finetune.structures_to_tape", "PDB and mmCIF files to TAPE records"),

@@ -16,6 +16,8 @@ _FILES = {
     "preflight": "tools/preflight.py",
     "convert-checkpoint": "tools/convert_checkpoint.py",
     "megatron-converter": "tools/megatron_converter.py",
+    "embed": "tools/embed.py",
+    "score": "tools/score.py",
     "structures-to-tape": "tools/structures_to_tape.py",
     "benchmark": "tools/benchmark.py",
     "report": "tools/report.py",

@@ -31,6 +31,11 @@ COMMANDS = {
         "transformer", "csv", "--from_pretrained", "run", "--data_dir", "peptides", "--sequence_column", "sequence",
         "--label_column", "label", "--kind", "classification", "--num_train_epochs", "1", "--output_dir", "out",
     ],
+    "embed": ["--checkpoint", "run", "--input", "in.fasta", "--output", "out/embeddings.npz"],
+    "score": [
+        "variants", "--checkpoint", "run", "--wild-type", "one.fasta", "--variants", "variants.csv",
+        "--output", "out/scores.csv",
+    ],
     "report": ["--pretraining", "run", "--output", "out/report.html"],
 }  # fmt: skip
 
@@ -45,6 +50,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with good input of every kind, and an empty folder `out`."""
     folder = tmp_path_factory.mktemp("good")
     (folder / "in.fasta").write_bytes(b">P1 first\nMKTAYIAKQR\n>P2\nMKVAALAG\n")
+    (folder / "one.fasta").write_bytes(b">P1 first\nMKTAYIAKQR\n")
+    (folder / "variants.csv").write_bytes(b"mutant,DMS_score\nM1A,0.5\nK2R:T3S,0.1\n")
     for name in ("data", "peptides", "out"):
         (folder / name).mkdir()
     write_dataset(folder / "data" / "train", pair_proteins(40, seed=1))
@@ -220,6 +227,54 @@ CASES = [
         ["step_00000002: the checkpoint is damaged or incomplete"],
     ),
     *unwritable("tape-train", "--output_dir", "/results"),
+    Case("embed", "missing", gone("in.fasta"), [], ["'in.fasta' does not exist"]),
+    Case("embed", "empty", put("in.fasta", b""), [], ["'in.fasta' is empty"]),
+    Case("embed", "binary junk", put("in.fasta", JUNK), [], ["'in.fasta', line 1: expected '>'", "0x7F"]),
+    Case(
+        "embed", "no sequence", put("in.fasta", b">P1\nMK\n>Zo\xc3\xab\n>P3\nMK\n"), [],
+        ["'in.fasta', line 3: record 'Zoë' has no sequence"],
+    ),
+    Case(
+        "embed", "truncated .gz", put("in.fasta.gz", GZIPPED[:-9]), ["--input", "in.fasta.gz"],
+        ["'in.fasta.gz' is truncated: its gzip data stop"],
+    ),
+    Case(
+        "embed", "unknown letter where all must be known", put("in.fasta", b">P1\nMKJA\n"), ["--strict"],
+        ["'in.fasta', line 2: unknown letter 'J' at position 3 of record 'P1'"],
+    ),
+    Case("embed", "names missing", put("a.csv", b"sequence\nMK\n"), ["--input", "a.csv"], ["'id'", "--name-column"]),
+    Case("embed", "checkpoint missing", gone("run"), [], ["run", "does not exist"]),
+    Case("embed", "checkpoint junk", put(f"{LATEST}/.metadata", JUNK), [], ["step_00000002", "damaged or incomplete"]),
+    Case(
+        "embed", "output exists", put("out/embeddings.npz", b"x"), [],
+        ["out/embeddings.npz exists already", "--output", "--force"],
+    ),
+    Case("embed", "output is a folder", nothing, ["--output", "data", "--output-format", "npz"], ["data", "exists"]),
+    Case(
+        "embed", "a folder where a file is to be replaced", nothing,
+        ["--output", "data", "--output-format", "npz", "--force"], ["data", "no output of this command"],
+    ),
+    Case("embed", "unknown ending", nothing, ["--output", "out/x.txt"], ["out/x.txt", ".npz", "--output-format"]),
+    Case("embed", "misspelt flag", nothing, ["--layer", "1"], ["--layer", "did you mean '--layers'?"]),
+    Case("embed", "no such layer", nothing, ["--layers", "2"], ["--layers 2", "1 blocks", "0 to 1"]),
+    Case("embed", "negative layer", nothing, ["--layers", "-3"], ["--layers -3", "1 blocks"]),
+    Case("embed", "no residues in a window", nothing, ["--max-length", "2"], ["--max-length", "<cls>", "2"]),
+    Case("embed", "window that does not move", nothing, ["--overlap", "4096"], ["--overlap", "0 to 4095", "4096"]),
+    Case("embed", "row too short", nothing, ["--batch-tokens", "64"], ["--batch-tokens 64", "4096", "--max-length"]),
+    *unwritable("embed", "--output", "/embeddings.npz"),
+    Case("score", "missing", gone("variants.csv"), [], ["variants.csv", "No such file"]),
+    Case("score", "empty", put("variants.csv", b""), [], ["variants.csv: empty", "'mutant'"]),
+    Case("score", "binary junk", put("variants.csv", JUNK), [], ["variants.csv: not UTF-8 text"]),
+    Case("score", "no variant", put("variants.csv", b"mutant\nM1\n"), [], ["variants.csv, line 2", "A42G"]),
+    Case(
+        "score", "another wild type", put("variants.csv", b"mutant\nM1A\nA2G\n"), [],
+        ["variants.csv, line 3: A2G", "P1, has K at position 2, not A", "--first-position"],
+    ),
+    Case("score", "wild type missing", gone("one.fasta"), [], ["'one.fasta' does not exist"]),
+    Case("score", "several wild types", nothing, ["--wild-type", "in.fasta"], ["in.fasta holds several proteins"]),
+    Case("score", "checkpoint missing", gone("run"), [], ["run", "does not exist"]),
+    Case("score", "output exists", put("out/scores.csv", b"x"), [], ["out/scores.csv exists already", "--force"]),
+    *unwritable("score", "--output", "/scores.csv"),
     Case("report", "missing", gone("run"), [], ["--pretraining run is not a directory"]),
     Case("report", "empty", put("run/metrics.jsonl", b""), [], ["metrics.jsonl: "]),
     Case("report", "binary junk", put("run/metrics.jsonl", JUNK), [], ["metrics.jsonl: "]),

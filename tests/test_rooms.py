@@ -38,10 +38,15 @@ ROOMS = {
         {"safetensors", "transformers"},
     ),
     "convert": ({"model", "tokenizers", "config", "checkpoint_format", "distributed_checkpoint"}, {"torch.optim"}),
+    "inference": (
+        {"convert", "model", "data", "tokenizers", "config"}, {"torch.distributed", "torch.optim", "transformers"},
+    ),
     "plan": ({"parallel", "model", "tokenizers", "config"}, {"torch.optim"}),
     "preflight": ({"parallel", "model", "tokenizers", "config", "checkpoint_format"}, {"torch.optim"}),
     "report": ({"config"}, {"torch", "numpy"}),
-    "benchmark": ({"training", "convert", "parallel", "model", "data", "tokenizers", "config"}, set()),
+    "benchmark": (
+        {"inference", "convert", "training", "parallel", "model", "data", "tokenizers", "config"}, set(),
+    ),
     "cli": (set(), {"torch", "numpy"}),
 }  # fmt: skip
 

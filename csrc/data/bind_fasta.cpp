@@ -41,6 +41,11 @@ void bind_fasta(py::module_& module) {
         .def_property_readonly(
             "lengths", [](const RecordBlock& block) { return to_numpy(block.lengths.data(), block.lengths.size()); })
         .def_property_readonly("names", [](const RecordBlock& block) { return to_numpy(block.names); })
+        .def_property_readonly("identifiers", [](const RecordBlock& block) { return py::bytes(block.identifiers); })
+        .def_property_readonly("identifier_ends",
+                               [](const RecordBlock& block) {
+                                   return to_numpy(block.identifier_ends.data(), block.identifier_ends.size());
+                               })
         .def_property_readonly(
             "byte_counts", [](const RecordBlock& block) { return to_numpy(block.byte_counts.data(), 256); })
         .def_property_readonly("fault", &fault_of);

@@ -192,6 +192,13 @@ std::string RecordWriter::label() const {
     return name.empty() ? "a record with an empty header" : "record '" + name + "'";
 }
 
+void RecordWriter::name(Span text) {
+    block_.names.push_back(hash_name(text));
+    const Span identifier = has_header_ ? first_word(text) : text;
+    block_.identifiers.append(identifier.begin, identifier.end);
+    block_.identifier_ends.push_back(static_cast<std::int64_t>(block_.identifiers.size()));
+}
+
 RecordBlock RecordWriter::finish(std::int64_t num_lines) {
     block_.num_tokens = static_cast<std::size_t>(out_ - begin_);
     block_.num_lines = num_lines;

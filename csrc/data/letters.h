@@ -36,6 +36,8 @@ struct RecordBlock {
     std::size_t num_tokens = 0;                    // written to the output
     std::vector<std::int32_t> lengths;             // of the records, num_tokens in all
     std::vector<Hash128> names;                    // hash of each record's name, where asked for
+    std::string identifiers;                       // and the names as they stand in the text, end to end
+    std::vector<std::int64_t> identifier_ends;     // where each of them ends
     std::array<std::uint64_t, 256> byte_counts{};  // of sequence bytes; white space and final stops left out
     std::int64_t num_lines = 0;                    // newlines
     std::int64_t num_stops = 0;                    // records that ended in '*', which is not kept
@@ -73,7 +75,8 @@ public:
 
     void fail(std::int64_t line, std::string message);
     bool failed() const { return !block_.fault.empty(); }
-    void name(Span text) { block_.names.push_back(hash_name(text)); }
+    // The record's name: of a FASTA header its first word, else the whole `text`.
+    void name(Span text);
 
     RecordBlock finish(std::int64_t num_lines);
 

@@ -7,7 +7,6 @@ longest of the batch (`padded`: random batches; `bucketed`: batches of similar l
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from megatron_plm.benchmark.flags import Size, add_size, count, seconds
+from megatron_plm.benchmark.peer import Step, peer_config, require_peer, tokens_per_second
 from megatron_plm.config.load import config_from_values
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.config.presets import PRESETS
@@ -27,7 +27,7 @@ from megatron_plm.tokenizers import Tokenizer
 from megatron_plm.training.loop import train_step
 from megatron_plm.training.state import Datasets, build_run, open_datasets
 
-Step = Callable[[], int]  # one optimizer step; returns its useful tokens
+__all__ = ["add_flags", "measure", "missed", "require_peer", "table"]
 
 BARS = {"padded": 2.0, "bucketed": 1.3}
 _BUCKET_BATCHES = 50  # batches whose proteins are sorted by length together, as length-grouped samplers do
@@ -44,16 +44,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_size(parser, "--rounds", count, Size(5, 2), "rounds; each measures every side once, in turn")
     add_size(parser, "--seconds", seconds, Size(10.0, 2.0), "time of each side in one round")
     parser.add_argument("--seed", type=int, default=1)
-
-
-def require_peer() -> None:
-    """Raise UserError unless the peer's package is there."""
-    try:
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"the benchmark's peer needs {error.name}; install it with: pip install 'megatron-plm[huggingface]'"
-        ) from None
 
 
 def missed(result: dict[str, Any]) -> list[str]:
@@ -92,7 +82,7 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
         fastest = 0.0
         for size in options.peer_batch_sizes:
             step = _peer_step(config.model, datasets, kind, size, options)
-            speed = _tokens_per_second(step, options.seconds / 2)
+            speed = tokens_per_second(step, options.seconds / 2)
             say(f"{_LABELS[kind]} of {size}: {speed:,.0f} tokens/s")
             if speed > fastest:  # slower ones go: their models need not stay in memory
                 fastest, batch_sizes[kind], sides[kind] = speed, size, step
@@ -100,7 +90,7 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     speeds_by_side: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(1, options.rounds + 1):
         for side, step in sides.items():
-            speeds_by_side[side].append(_tokens_per_second(step, options.seconds))
+            speeds_by_side[side].append(tokens_per_second(step, options.seconds))
         shown = ", ".join(f"{side} {speeds[-1]:,.0f}" for side, speeds in speeds_by_side.items())
         say(f"round {number} of {options.rounds}, tokens/s: {shown}")
     ratios = {}
@@ -151,35 +141,14 @@ _LABELS = {
 }
 
 
-def _tokens_per_second(step: Step, seconds: float) -> float:
-    start = time.perf_counter()
-    tokens = 0
-    while (elapsed := time.perf_counter() - start) < seconds:
-        tokens += step()
-    return tokens / elapsed
-
-
 def _peer_step(
     model_options: ModelOptions, datasets: Datasets, kind: str, batch_size: int, options: argparse.Namespace
 ) -> Step:
-    from transformers import AutoModelForMaskedLM, EsmConfig
+    from transformers import AutoModelForMaskedLM
 
     tokenizer = datasets.tokenizer
     torch.manual_seed(options.seed)
-    config = EsmConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=model_options.hidden_size,
-        num_hidden_layers=model_options.num_layers,
-        num_attention_heads=model_options.num_attention_heads,
-        intermediate_size=model_options.ffn_size,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        position_embedding_type="rotary",
-        token_dropout=model_options.token_dropout,
-        mask_token_id=tokenizer.mask_id,
-        pad_token_id=tokenizer.pad_id,
-        layer_norm_eps=model_options.layernorm_epsilon,
-    )
+    config = peer_config(model_options, tokenizer)
     model = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, fused=True)
     batches = _padded_batches(datasets.train.datasets[0], tokenizer, kind, batch_size, options)

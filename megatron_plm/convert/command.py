@@ -16,7 +16,7 @@ from megatron_plm.convert.config_json import write_json
 from megatron_plm.convert.format import Format
 from megatron_plm.convert.lazy import meta_of
 from megatron_plm.convert.pretrained import FORMATS, detect_format, read_checkpoint
-from megatron_plm.convert.weights import DTYPES, INVERSE_FREQUENCIES, Weights
+from megatron_plm.convert.weights import CONTACT_HEAD, DTYPES, INVERSE_FREQUENCIES, Weights
 from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_directory
 from megatron_plm.invocation import command_line
@@ -81,6 +81,8 @@ def main(argv: Sequence[str]) -> int:
         lost = (*weights.notes, *target.write(weights, aside, arguments.dtype, **write_flags))
         record = {"command": command_line(_VERB, argv), "from": found, "to": target.name, "input": str(source)}
         write_json(aside / CONVERSION_FILE, record)
+    if weights.has_contact_head and not target.has_contact_head:
+        lost = (*lost, f"contact_head.regression: {target.name} has no place for it")
     print(f"wrote {output}: {target.name}, {num_parameters(weights):,} parameters, {arguments.dtype}")
     if arguments.trust_pickle:
         print("read with --trust-pickle: code in the input could run")
@@ -92,8 +94,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def num_parameters(weights: Weights) -> int:
-    """Parameters of the model: its tensors without the rotary frequencies, which are a buffer."""
-    return sum(tensor.numel() for name, tensor in meta_of(weights.tensors).items() if name != INVERSE_FREQUENCIES)
+    """Parameters of the model: its tensors without the rotary frequencies, a buffer, and the contact head."""
+    others = (INVERSE_FREQUENCIES, *CONTACT_HEAD)
+    return sum(tensor.numel() for name, tensor in meta_of(weights.tensors).items() if name not in others)
 
 
 def next_command(target: str, output: Path) -> str:

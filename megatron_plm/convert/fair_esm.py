@@ -6,8 +6,11 @@ the prefixes that its `pretrained.py` takes off.
 
 import argparse
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.convert.config_json import ForeignConfig, checked, require_options
@@ -17,9 +20,9 @@ from megatron_plm.convert.lazy import compact, joined, renamed
 from megatron_plm.convert.pickles import PLAIN_RECORDS, read_pickle, tensors_by_name, write_pickle
 from megatron_plm.convert.transforms import chain, repeat, split_qkv, vocabulary_rows
 from megatron_plm.convert.weights import (
+    CONTACT_HEAD,
     INVERSE_FREQUENCIES,
     Weights,
-    drop_not_carried,
     export_tensors,
     import_tensors,
 )
@@ -48,11 +51,6 @@ _CARRIED = {
     "untie_embeddings_and_output_weights": False,
 }
 
-NOT_CARRIED = {
-    f"contact_head.regression.{kind}": "the contact head, which the models here do not have yet"
-    for kind in ("weight", "bias")
-}
-
 
 def key_map(options: ModelOptions, ours: Tokenizer) -> KeyMap:
     """The table for a model of ours with vocabulary `ours`; their names are without prefix."""
@@ -77,6 +75,7 @@ def key_map(options: ModelOptions, ours: Tokenizer) -> KeyMap:
         *module("head.dense", "lm_head.dense"),
         *module("head.norm", "lm_head.layer_norm"),
         Entry(("head.bias",), ("lm_head.bias",), rows),
+        *module("contact_head.regression", "contact_head.regression", optional=True),
     ]
     return KeyMap.build(table, options.num_layers)
 
@@ -104,14 +103,11 @@ def read_fair_esm(path: Path, *, trust_pickle: bool = False) -> Weights:
     checked(options, str(file))
     found = tensors_by_name(content["model"], file)
     stripped = renamed(found, {_PREFIX.sub("", key): key for key in found})
-    kept, dropped = drop_not_carried(stripped, NOT_CARRIED)
-    tensors = import_tensors(key_map(options, tokenizer), kept, options, tokenizer, str(file))
+    stripped = joined(stripped, _regression(file, trust_pickle=trust_pickle))
+    tensors = import_tensors(key_map(options, tokenizer), stripped, options, tokenizer, str(file))
     if INVERSE_FREQUENCIES not in tensors:
         tensors = joined(tensors, {INVERSE_FREQUENCIES: RotaryEmbedding(options.head_dim).inverse_frequencies})
-    regression = file.with_name(f"{file.stem}{_REGRESSION}.pt")
-    if regression.exists():
-        dropped = (*dropped, f"{regression.name}: {NOT_CARRIED['contact_head.regression.weight']}")
-    return Weights(options, tokenizer, tensors, dropped)
+    return Weights(options, tokenizer, tensors)
 
 
 def write_fair_esm(weights: Weights, directory: Path, dtype: str = "float32") -> tuple[str, ...]:
@@ -131,14 +127,39 @@ def write_fair_esm(weights: Weights, directory: Path, dtype: str = "float32") ->
         encoder_attention_heads=options.num_attention_heads,
         token_dropout=options.token_dropout,
     )
-    tensors = {_published(key): compact(tensor) for key, tensor in export.stream}
-    write_pickle({"cfg": {"model": model}, "model": tensors}, directory / FILE)
+    tensors = {key: compact(tensor) for key, tensor in export.stream}
+    regression = {key: tensors.pop(key) for key in CONTACT_HEAD if key in tensors}
+    content = {_published(key): tensor for key, tensor in tensors.items()}
+    write_pickle({"cfg": {"model": model}, "model": content}, directory / FILE)
+    if regression:
+        write_pickle({"model": regression}, _regression_file(directory / FILE))
+    absent = (
+        "contact_head.regression: this model has none; fair-esm's loader of files asks for it beside the weights, "
+        "load_model_and_alphabet_core does not"
+    )
     dropout = {name: getattr(options, name) for name in ("hidden_dropout", "attention_dropout")}
     return (
         *(f"{name} {rate}: fair-esm has no dropout" for name, rate in dropout.items() if rate),
-        "contact_head.regression: this model has none; fair-esm's loader of files asks for it beside the weights, "
-        "load_model_and_alphabet_core does not",
+        *(() if regression else (absent,)),
     )
+
+
+def _regression_file(file: Path) -> Path:
+    """Where the contact head of the model in `file` lies."""
+    return file.with_name(f"{file.stem}{_REGRESSION}.pt")
+
+
+def _regression(file: Path, *, trust_pickle: bool) -> Mapping[str, Tensor]:
+    """The tensors of the contact head of the model in `file`; none where it has no such file."""
+    beside = _regression_file(file)
+    if not beside.exists():
+        return {}
+    content = read_pickle(beside, records=PLAIN_RECORDS, trust=trust_pickle)
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise UserError(
+            f"{beside}: expected a contact head as fair-esm saves it, an entry 'model'; remove it, or fetch it"
+        )
+    return tensors_by_name(content["model"], beside)
 
 
 def _published(key: str) -> str:
@@ -173,4 +194,5 @@ FORMAT = Format(
     write=write_fair_esm,
     looks_like="NAME.pt, or a directory with one",
     read_flags=("trust_pickle",),
+    has_contact_head=True,
 )

@@ -24,6 +24,7 @@ class Format:
             cannot hold the model, OSError if the disk refuses.
         read_flags, write_flags: those of the command's flags that `read` and `write` take, as names of arguments.
         looks_like: how to recognise it, for those who gave something else.
+        has_contact_head: whether it holds that of a model, too; else the command says that it is not carried.
     """
 
     name: str
@@ -34,3 +35,4 @@ class Format:
     looks_like: str
     read_flags: tuple[str, ...] = ()
     write_flags: tuple[str, ...] = ()
+    has_contact_head: bool = False

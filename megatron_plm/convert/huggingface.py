@@ -55,8 +55,6 @@ _CARRIED = {
 
 # What their files may hold that a masked language model of ours has no place for.
 NOT_CARRIED = {
-    "esm.contact_head.regression.weight": "the contact head, which the models here do not have yet",
-    "esm.contact_head.regression.bias": "the contact head, which the models here do not have yet",
     "esm.embeddings.position_embeddings.weight": "absolute positions, which a rotary model never reads",
     "esm.embeddings.position_ids": "a constant",
     "esm.pooler.dense.weight": "the pooler, which a masked language model never reads",
@@ -95,6 +93,7 @@ def key_map(options: ModelOptions, ours: Tokenizer, theirs: Sequence[str]) -> Ke
         *module("head.dense", "lm_head.dense"),
         *module("head.norm", "lm_head.layer_norm"),
         Entry(("head.bias",), ("lm_head.bias",), rows),
+        *module("contact_head.regression", "esm.contact_head.regression", optional=True),
     ]
     if options.embedding_layernorm:
         table += module("encoder.embedding.norm", "esm.embeddings.layer_norm")
@@ -163,6 +162,8 @@ def write_huggingface(
     }
     write_json(directory / "special_tokens_map.json", special)
     write_json(directory / "tokenizer_config.json", {"tokenizer_class": "EsmTokenizer", **special})
+    if weights.has_contact_head:
+        return ()
     return ("esm.contact_head.regression: this model has none, so transformers' predict_contacts would be random",)
 
 
@@ -208,4 +209,5 @@ FORMAT = Format(
     write=write_huggingface,
     looks_like=f"a {CONFIG_JSON} with model_type {MODEL_TYPE!r}",
     write_flags=("shard_size",),
+    has_contact_head=True,
 )

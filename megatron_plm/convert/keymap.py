@@ -84,11 +84,13 @@ class Entry:
         return [Entry(ours, theirs, self.transform, optional) for ours, theirs, optional in layers]
 
 
-def module(ours: str, *theirs: str, transform: Transform = IDENTITY) -> list[Entry]:
-    """The entries of the `weight` and the `bias` of a module of ours and one or more of theirs."""
-    return [
-        Entry((f"{ours}.{kind}",), tuple(f"{name}.{kind}" for name in theirs), transform) for kind in ("weight", "bias")
-    ]
+def module(ours: str, *theirs: str, transform: Transform = IDENTITY, optional: bool = False) -> list[Entry]:
+    """The entries of the `weight` and the `bias` of a module of ours and one or more of theirs.
+
+    An `optional` one may be absent on either side.
+    """
+    keys = [((f"{ours}.{kind}",), tuple(f"{name}.{kind}" for name in theirs)) for kind in ("weight", "bias")]
+    return [Entry(one, other, transform, (*one, *other) if optional else ()) for one, other in keys]
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,10 @@ class KeyMap:
     @property
     def inverse(self) -> "KeyMap":
         return KeyMap(tuple(entry.inverse for entry in self.entries))
+
+    def knows(self, ours: Sequence[str]) -> bool:
+        """Whether keys of ours stand in the table."""
+        return {key for entry in self.entries for key in entry.ours}.issuperset(ours)
 
     def stream(self, tensors: Mapping[str, Tensor], place: str) -> Iterator[tuple[str, Tensor]]:
         """Their names with their tensors, each made of `tensors` when it is asked for; works on the meta device, too.

@@ -32,7 +32,14 @@ from megatron_plm.convert.format import Format
 from megatron_plm.convert.keymap import check_keys, check_shapes
 from megatron_plm.convert.lazy import LazyTensors, compact, empty_meta, meta_of
 from megatron_plm.convert.pickles import save_pickle
-from megatron_plm.convert.weights import Weights, as_float32, config_of, native_shapes
+from megatron_plm.convert.weights import (
+    CONTACT_HEAD,
+    Weights,
+    as_float32,
+    config_of,
+    contact_head_shapes,
+    native_shapes,
+)
 from megatron_plm.distributed_checkpoint import READ_ERRORS, SafeReader, reason_of, without_single_process_warning
 from megatron_plm.errors import UserError
 
@@ -44,7 +51,7 @@ def read_native(path: Path) -> Weights:
     directory = find_checkpoint(path)
     config, state = read_description(directory)
     tokenizer = checkpoint_tokenizer(directory, state)
-    expected = native_shapes(config.model, tokenizer)
+    expected = {**native_shapes(config.model, tokenizer), **contact_head_shapes(config.model)}
     try:
         reader = _KnownReader(directory)
         reader.known = reader.read_metadata()
@@ -55,7 +62,7 @@ def read_native(path: Path) -> Weights:
         for key, entry in reader.known.state_dict_metadata.items()
         if key.startswith(_MODEL) and isinstance(entry, TensorStorageMetadata)
     }
-    check_keys(meta, set(expected), set(), str(directory))
+    check_keys(meta, set(expected), set(CONTACT_HEAD), str(directory))
     check_shapes({name: tensor.shape for name, tensor in meta.items()}, expected, str(directory))
     _check_files(directory, reader.known)
 
@@ -155,4 +162,5 @@ FORMAT = Format(
     read=read_native,
     write=write_native,
     looks_like=f"a run directory, or a checkpoint with {STATE_FILE}",
+    has_contact_head=True,
 )

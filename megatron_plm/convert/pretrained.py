@@ -8,6 +8,7 @@ from megatron_plm.convert import fair_esm, huggingface, megatron, native, tape
 from megatron_plm.convert.config_json import CONFIG_JSON, model_type_of
 from megatron_plm.convert.weights import Weights
 from megatron_plm.errors import UserError
+from megatron_plm.model.heads import ContactHead
 from megatron_plm.model.transformer import MaskedLanguageModel
 from megatron_plm.tokenizers import Tokenizer
 
@@ -17,17 +18,19 @@ FORMATS = {module.FORMAT.name: module.FORMAT for module in _MODULES}
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model with the weights of a checkpoint of any format, on the CPU, in float32."""
+    """A model with the weights of a checkpoint of any format, on the CPU, in float32, and its contact head if there is
+    one."""
 
     model: MaskedLanguageModel
     options: ModelOptions
     tokenizer: Tokenizer
+    contact_head: ContactHead | None = None
 
 
 def load_pretrained(path: Path) -> Pretrained:
     """Load a model from a checkpoint of any of `FORMATS`; UserError if it is of none or cannot be read."""
     weights = read_checkpoint(path, detect_format(path))
-    return Pretrained(weights.build(), weights.options, weights.tokenizer)
+    return Pretrained(weights.build(), weights.options, weights.tokenizer, weights.build_contact_head())
 
 
 def read_checkpoint(path: Path, format_name: str, **flags: object) -> Weights:

@@ -14,10 +14,13 @@ from megatron_plm.config.options import Config, DataOptions, ModelOptions
 from megatron_plm.convert.keymap import KeyMap, check_keys, check_shapes
 from megatron_plm.convert.lazy import LazyTensors, empty_meta, meta_of, renamed
 from megatron_plm.errors import UserError
+from megatron_plm.model.heads import ContactHead
 from megatron_plm.model.transformer import MaskedLanguageModel
 from megatron_plm.tokenizers import Tokenizer
 
 INVERSE_FREQUENCIES = "encoder.rotary.inverse_frequencies"
+# Of a checkpoint that comes from a published ESM-2: no model here is trained with one, and none holds it.
+CONTACT_HEAD = ("contact_head.regression.weight", "contact_head.regression.bias")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -25,8 +28,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Weights:
     """One model.
 
-    `tensors` are those of the model's `state_dict`, float32, by name, in memory or in the files of a checkpoint;
-    `notes` are sentences on what the source held that is not carried.
+    `tensors` are those of the model's `state_dict`, float32, by name, in memory or in the files of a checkpoint, and
+    beside them those of CONTACT_HEAD, where the source has them; `notes` are sentences on what the source held that is
+    not carried.
     """
 
     options: ModelOptions
@@ -40,6 +44,19 @@ class Weights:
         for name, tensor in model.state_dict().items():
             tensor.copy_(self.tensors[name])
         return model
+
+    @property
+    def has_contact_head(self) -> bool:
+        """Whether `build_contact_head` gives one."""
+        return all(name in self.tensors for name in CONTACT_HEAD)
+
+    def build_contact_head(self) -> ContactHead | None:
+        """The contact head that belongs to the model, if there is one."""
+        if not self.has_contact_head:
+            return None
+        head = ContactHead(self.options)
+        head.load_state_dict({name.removeprefix("contact_head."): self.tensors[name] for name in CONTACT_HEAD})
+        return head
 
 
 @dataclass(frozen=True)
@@ -68,6 +85,13 @@ def native_shapes(options: ModelOptions, tokenizer: Tokenizer) -> dict[str, torc
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
+def contact_head_shapes(options: ModelOptions) -> dict[str, torch.Size]:
+    """The same of the contact head, which a model may have beside it."""
+    with torch.device("meta"):
+        head = ContactHead(options)
+    return {f"contact_head.{name}": tensor.shape for name, tensor in head.state_dict().items()}
+
+
 def import_tensors(
     key_map: KeyMap, tensors: Mapping[str, Tensor], options: ModelOptions, tokenizer: Tokenizer, place: str
 ) -> LazyTensors:
@@ -75,7 +99,10 @@ def import_tensors(
 
     What only values tell, as that two tensors are equal, is told when they are read.
     """
-    expected = key_map.shapes(native_shapes(options, tokenizer))
+    ours = native_shapes(options, tokenizer)
+    if key_map.knows(CONTACT_HEAD):
+        ours.update(contact_head_shapes(options))
+    expected = key_map.shapes(ours)
     optional = {key for entry in key_map.entries for key in entry.optional}
     check_keys(tensors, set(expected), optional, place)
     check_shapes({key: tensor.shape for key, tensor in meta_of(tensors).items()}, expected, place)
@@ -83,14 +110,18 @@ def import_tensors(
 
 
 def export_tensors(key_map: KeyMap, weights: Weights, dtype: str, *, leave_out: tuple[str, ...] = ()) -> Export:
-    """The model's tensors as theirs, in `dtype`, but for the keys in `leave_out`.
+    """The model's tensors as theirs, in `dtype`, but for the keys in `leave_out`; the contact head only if the table
+    knows it.
 
     Raises UserError if the tables do not fit the model; the stream raises it at its end if there were values beyond
     the range of `dtype`.
     """
     place = "the model"
-    meta = key_map.apply(meta_of(weights.tensors), place)
-    stream = key_map.stream(weights.tensors, place)
+    tensors = weights.tensors
+    if not key_map.knows(CONTACT_HEAD):
+        tensors = renamed(tensors, {key: key for key in tensors if key not in CONTACT_HEAD})
+    meta = key_map.apply(meta_of(tensors), place)
+    stream = key_map.stream(tensors, place)
     return Export(
         {k: empty_meta(t.shape, written_dtype(k, dtype)) for k, t in meta.items() if k not in leave_out},
         _cast(((key, tensor) for key, tensor in stream if key not in leave_out), dtype),

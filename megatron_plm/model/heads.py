@@ -50,3 +50,26 @@ def summed_cross_entropy(logits_BMV: Tensor, label_id_BM: Tensor) -> Tensor:
     A sum, so that it adds up over micro-batches and processes; whoever knows the global count divides.
     """
     return F.cross_entropy(logits_BMV.flatten(0, 1).float(), label_id_BM.flatten(), reduction="sum")
+
+
+class ContactHead(nn.Module):
+    """Which residues of a protein touch, by a logistic regression on its attention maps (Rao et al. 2021,
+    doi:10.1101/2020.12.15.422761), as ESM-2 has it: the logits are the regression's bias and what each layer adds.
+
+    No model is trained with one: a checkpoint has it where the published one that it comes from had it. Shapes: K
+    layers, N heads, L residues.
+    """
+
+    def __init__(self, options: ModelOptions) -> None:
+        super().__init__()
+        self.num_heads = options.num_attention_heads
+        self.regression = nn.Linear(options.num_layers * self.num_heads, 1)
+
+    def layer_logits(self, layer: int, attention_NLL: Tensor) -> Tensor:
+        """What the attention of one layer among the residues (no `<cls>`, no `<eos>`) adds to the logits, [L, L]."""
+        weight_N = self.regression.weight[0, layer * self.num_heads : (layer + 1) * self.num_heads]
+        both_NLL = attention_NLL + attention_NLL.transpose(-1, -2)
+        # The average product correction takes out what rows and columns have in all their pairs.
+        rows_NL1, columns_N1L = both_NLL.sum(-1, keepdim=True), both_NLL.sum(-2, keepdim=True)
+        corrected_NLL = both_NLL - rows_NL1 * columns_N1L / rows_NL1.sum(-2, keepdim=True)
+        return torch.einsum("n,nij->ij", weight_N, corrected_NLL)

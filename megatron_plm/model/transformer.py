@@ -95,22 +95,29 @@ class Encoder(nn.Module):
         segment_ids_BL: Tensor,
         cu_seqlens: Tensor,
         row_keys_B: Tensor | None = None,
+        max_length: int | None = None,
     ) -> Tensor:
         """Encode packed rows; the arguments are those of `data.loader.Batch`. Returns [B, L, D].
 
-        `row_keys_B` is needed in training with dropout, which is keyed by it.
+        `row_keys_B` is needed in training with dropout, which is keyed by it. `max_length` is that of the longest
+        protein, where it is known: flash attention is faster for it in a row that is much longer.
         """
         x_BLD = self.embedding(tokens_BL, positions_BL, segment_ids_BL, row_keys_B)
-        return self.final_norm(self.transform(x_BLD, positions_BL, cu_seqlens, row_keys_B))
+        return self.final_norm(self.transform(x_BLD, positions_BL, cu_seqlens, row_keys_B, max_length))
 
     def transform(
-        self, x_BLD: Tensor, positions_BL: Tensor, cu_seqlens: Tensor, row_keys_B: Tensor | None = None
+        self,
+        x_BLD: Tensor,
+        positions_BL: Tensor,
+        cu_seqlens: Tensor,
+        row_keys_B: Tensor | None = None,
+        max_length: int | None = None,
     ) -> Tensor:
         """Take embedded rows through the blocks; [B, L, D]."""
         length = positions_BL.shape[1]
         rotary = None if self.rotary is None else self.rotary(positions_BL, x_BLD.dtype)
         drops_attention = self.training and self.attention_dropout > 0
-        sequences = Sequences.from_cu_seqlens(cu_seqlens, length, x_BLD.dtype, dropout=drops_attention)
+        sequences = Sequences.from_cu_seqlens(cu_seqlens, max_length or length, x_BLD.dtype, dropout=drops_attention)
         keys_BL = self.dropout_keys(row_keys_B, length) if self.training and self.hidden_dropout else None
         for block in self.blocks.values():
             x_BLD = block(x_BLD, rotary, sequences, keys_BL)
@@ -134,9 +141,10 @@ class MaskedLanguageModel(nn.Module):
         cu_seqlens: Tensor,
         label_index_BM: Tensor | None = None,
         row_keys_B: Tensor | None = None,
+        max_length: int | None = None,
     ) -> Tensor:
         """Logits at the labelled positions, [B, M, V]; at every position, [B, L, V], without `label_index_BM`."""
-        x_BLD = self.encoder(tokens_BL, positions_BL, segment_ids_BL, cu_seqlens, row_keys_B)
+        x_BLD = self.encoder(tokens_BL, positions_BL, segment_ids_BL, cu_seqlens, row_keys_B, max_length)
         if label_index_BM is not None:
             x_BLD = self.select(x_BLD, label_index_BM)
         return self.head(x_BLD, self.encoder.embedding.tokens.weight)

@@ -121,14 +121,40 @@ def test_a_round_trip_changes_no_bit(tmp_path: Path) -> None:
     assert (back.options, back.tokenizer, back.notes) == (weights.options, weights.tokenizer, ())
 
 
-def test_the_contact_head_is_told_as_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = publish(their_model(SHAPES[1]), tmp_path / "in" / "esm2.pt")
-    assert convert("fair-esm", "native", file, tmp_path / "out") == 0
-    assert "not carried: esm2-contact-regression.pt: the contact head" in capsys.readouterr().out
-    content = torch.load(file, weights_only=False)
-    content["model"][CONTACT_HEAD[1]] = torch.zeros(1)
-    torch.save(content, file)
-    assert any(note.startswith(CONTACT_HEAD[1]) for note in read_fair_esm(file).notes)
+def test_the_contact_head_beside_the_file_or_in_it_is_read(tmp_path: Path) -> None:
+    theirs = their_model(SHAPES[1])
+    regression = theirs.contact_head.regression
+    file = publish(theirs, tmp_path / "esm2.pt")
+    for _ in range(2):
+        head = load_pretrained(file).contact_head
+        assert torch.equal(head.regression.weight, regression.weight)
+        assert torch.equal(head.regression.bias, regression.bias)
+        beside = tmp_path / "esm2-contact-regression.pt"
+        if beside.exists():
+            content = torch.load(file, weights_only=False)
+            content["model"].update(torch.load(beside)["model"])
+            torch.save(content, file)
+            beside.unlink()
+
+
+def test_fair_esm_loads_the_contact_head_that_is_written(tmp_path: Path) -> None:
+    theirs = their_model(SHAPES[1])
+    weights = read_fair_esm(publish(theirs, tmp_path / "in" / "esm2.pt"))
+    assert weights.notes == ()
+    written(weights, "fair-esm", tmp_path / "out")
+    content = torch.load(tmp_path / "out" / "esm2.pt", weights_only=False)
+    regression = torch.load(tmp_path / "out" / "esm2-contact-regression.pt")
+    back, _ = esm.pretrained.load_model_and_alphabet_core("esm2", content, regression)
+    tokens = random_sequences(ESM2, [30], masked=0)[0][None]
+    with torch.no_grad():
+        assert torch.equal(back.eval().predict_contacts(tokens), theirs.predict_contacts(tokens))
+
+
+def test_a_file_that_is_no_contact_head_is_told(tmp_path: Path) -> None:
+    file = publish(their_model(SHAPES[1]), tmp_path / "esm2.pt")
+    torch.save([1], tmp_path / "esm2-contact-regression.pt")
+    with pytest.raises(UserError, match=r"esm2-contact-regression.pt: expected a contact head"):
+        read_fair_esm(file)
 
 
 def test_absent_frequencies_and_output_matrix_are_those_of_the_model(tmp_path: Path) -> None:

@@ -43,6 +43,31 @@ def test_names_are_hashed_where_asked_for(tmp_path: Path, format: str) -> None:
     assert all(batch.names is None for batch in SequenceReader(ESM2).read(open_inputs([path])))
 
 
+@pytest.mark.parametrize("format", [format for format in TEXTS if format != "text"])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_names_come_as_they_stand_in_the_input_where_asked_for(tmp_path: Path, format: str, workers: int) -> None:
+    text = TEXTS[format].replace("P1", "sp|P1|ÄÖ_HUMAN")
+    paths = [write(tmp_path / f"{number}.{format}.gz", gzip.compress(text.encode())) for number in range(3)]
+    reader = SequenceReader(ESM2, identifiers=True, workers=workers)
+    batches = list(reader.read(open_inputs(paths), folder=lambda: tmp_path))
+    assert all(batch.names is None for batch in batches)
+    assert [name for batch in batches for name in batch.identifiers or []] == ["sp|P1|ÄÖ_HUMAN", "P2", "P3"] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.fasta", b">  first second\nMK\n>\nMK\n>\xe4\nMK\n", ["first", "", "\\xe4"]),
+        ("a.csv", b'id,sequence\n"a ""b"", c",MK\n,MK\n', ['a "b", c', ""]),
+        ("a.jsonl", rb'''{"id": "a\u00e4 \ud83d\ude00\u0000", "sequence": "MK"}
+{"id": 1.50, "sequence": "MK"}''', ["aä 😀\\x00", "1.50"]),
+    ],
+)  # fmt: skip
+def test_odd_names_come_as_text(tmp_path: Path, name: str, content: bytes, expected: list[str]) -> None:
+    (batch,) = SequenceReader(ESM2, identifiers=True).read(open_inputs([write(tmp_path / name, content)]))
+    assert batch.identifiers == expected
+
+
 def test_plain_lines_have_no_names(tmp_path: Path) -> None:
     path = write(tmp_path / "in.txt", TEXTS["text"])
     with pytest.raises(UserError, match=r"in.txt'.* has no names of records: use FASTA or a table"):

@@ -30,11 +30,12 @@ HASHES = [hash_of(name.split()[0].encode()) for name in NAMES]
 def check(path: Path, **options: str) -> None:
     for workers in (1, 3):
         (source,) = open_inputs([path], **options)
-        batches = list(SequenceReader(ESM2, workers=workers, names=True).read([source]))
+        batches = list(SequenceReader(ESM2, workers=workers, names=True, identifiers=True).read([source]))
         tokens = b"".join(batch.tokens for batch in batches)
         assert tokens == b"".join(encode([sequence.encode() for sequence in SEQUENCES]))
         assert np.concatenate([batch.lengths for batch in batches]).tolist() == list(map(len, SEQUENCES))
         assert [name.tolist() for batch in batches for name in batch.names] == HASHES
+        assert [name for batch in batches for name in batch.identifiers] == NAMES
         assert source.position == source.size > 0
 
 

@@ -24,6 +24,7 @@ struct Result {
     Bytes tokens;
     std::vector<std::int32_t> lengths;
     std::vector<Hash128> names;
+    std::vector<std::string> identifiers;
     std::array<std::uint64_t, 256> byte_counts{};
     std::int64_t num_stops = 0, num_lines = 0;
     std::string fault;
@@ -54,6 +55,14 @@ void add(Result& result, const Scan& scan, const Bytes& text) {
     result.tokens.insert(result.tokens.end(), out.begin(), out.begin() + static_cast<std::ptrdiff_t>(block.num_tokens));
     result.lengths.insert(result.lengths.end(), block.lengths.begin(), block.lengths.end());
     result.names.insert(result.names.end(), block.names.begin(), block.names.end());
+    PROMISE(block.identifier_ends.size() == block.names.size());
+    std::size_t begin = 0;
+    for (const std::int64_t end : block.identifier_ends) {
+        PROMISE(begin <= static_cast<std::size_t>(end) && static_cast<std::size_t>(end) <= block.identifiers.size());
+        result.identifiers.push_back(block.identifiers.substr(begin, static_cast<std::size_t>(end) - begin));
+        begin = static_cast<std::size_t>(end);
+    }
+    PROMISE(begin == block.identifiers.size());
     result.num_stops += block.num_stops;
     result.num_lines += block.num_lines;
 }
@@ -85,6 +94,7 @@ void check_cuts(const Scan& scan, const Cut& cut, const Bytes& text, const std::
         PROMISE(cut_up.fault == whole.fault && cut_up.fault_line == whole.fault_line);
         if (!whole.fault.empty()) continue;
         PROMISE(cut_up.tokens == whole.tokens && cut_up.lengths == whole.lengths && cut_up.names == whole.names);
+        PROMISE(cut_up.identifiers == whole.identifiers);
         PROMISE(cut_up.byte_counts == whole.byte_counts && cut_up.num_stops == whole.num_stops);
         PROMISE(cut_up.num_lines == whole.num_lines);
     }

@@ -75,10 +75,11 @@ def _rows_at_a_time(parts: list[Any], most: int) -> int:
 
 def _check(arrow: Any, source: Input, schema: Any, name: str, *, numbers: bool) -> None:
     """Refuse a table without the column, or with one that holds no text (or, with `numbers`, integers)."""
+    what, flag = ("names", "--name-column") if numbers else ("sequences", "--column")
     if schema.names.count(name) != 1:
         raise UserError(
             f"{source.label} has no column '{name}', or several: it has {', '.join(schema.names[:20])}"
-            f"{suggestion(name, schema.names)}; name the column of the sequences with --column"
+            f"{suggestion(name, schema.names)}; name the column of the {what} with {flag}"
         )
     kind = schema.field(name).type
     kind = kind.value_type if arrow.types.is_dictionary(kind) else kind

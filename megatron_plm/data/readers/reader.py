@@ -13,6 +13,7 @@ from megatron_plm.data.readers.ahead import Lane, pipelined
 from megatron_plm.data.readers.inputs import Input
 from megatron_plm.data.readers.scans import Job, Place, Scanned, jobs, line_word
 from megatron_plm.data.readers.segmenting import segmented
+from megatron_plm.data.readers.values import Values
 from megatron_plm.data.records import RecordBatch
 from megatron_plm.errors import UserError
 from megatron_plm.tokenizers import PieceTokenizer, Tokenizer
@@ -43,8 +44,10 @@ class SequenceReader:
         strict: bool = False,
         workers: int = 1,
         names: bool = False,
+        identifiers: bool = False,
     ) -> None:
-        """`workers` threads tokenize; with `names`, batches hold a hash of each record's name (see `hash_names`).
+        """`workers` threads tokenize; with `names`, batches hold a hash of each record's name (see `hash_names`), and
+        with `identifiers` the names themselves.
 
         Raises UserError where the tokenizer is a sentencepiece model and sentencepiece is missing.
         """
@@ -54,6 +57,7 @@ class SequenceReader:
             self._pieces.check_encoder()
         self._workers = workers
         self._with_names = names
+        self._with_identifiers = identifiers
         self.byte_counts = np.zeros(256, dtype=np.uint64)
         self.num_stops = 0
         self.num_bytes = 0
@@ -96,7 +100,9 @@ class SequenceReader:
             if progress is not None:
                 progress(bytes_done + source.position)
             if len(scanned.lengths):
-                yield RecordBatch(scanned.tokens, scanned.lengths, scanned.names)
+                names = scanned.names if self._with_names else None
+                identifiers = _texts(scanned) if self._with_identifiers else None
+                yield RecordBatch(scanned.tokens, scanned.lengths, names, identifiers)
 
     def _scanned(
         self, inputs: Sequence[Input], folder: Callable[[], Path] | None
@@ -152,13 +158,18 @@ class SequenceReader:
         return len(others) < min(self._workers, *(one.most_at_once for one in (*others, source)))
 
     def _jobs(self, source: Input) -> Iterator[Job]:
-        found = jobs(source, self._alphabet, with_names=self._with_names)
+        found = jobs(source, self._alphabet, with_names=self._with_names or self._with_identifiers)
         return found if self._pieces is None else segmented(found, self._pieces)
 
 
 def _for_each(do: Callable[[Lane], None], lanes: Iterable[tuple[Input, Lane]]) -> None:
     for _, lane in lanes:
         do(lane)
+
+
+def _texts(scanned: Scanned) -> list[str]:
+    assert scanned.identifier_offsets is not None
+    return Values(scanned.identifiers, scanned.identifier_offsets).texts()
 
 
 def _without_records(source: Input) -> str:

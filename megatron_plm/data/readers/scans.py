@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -32,6 +32,8 @@ class Scanned:
         lengths: tokens of each record, int32 [k].
         byte_counts: how often each byte stood in a sequence, uint64 [256].
         names: a hash of each record's name, uint64 [k, 2]; None where not asked for.
+        identifiers: those names, end to end, uint8 [m]; None where not asked for.
+        identifier_offsets: where each of them begins, and the end, int64 [k + 1].
         num_lines: newlines (or values) in it.
         num_stops: records that ended in '*'.
         fault: the first fault, after which nothing was scanned: its line in the block, and what is wrong.
@@ -44,6 +46,8 @@ class Scanned:
     num_lines: int
     num_stops: int
     fault: tuple[int, str] | None
+    identifiers: npt.NDArray[np.uint8] | None = None
+    identifier_offsets: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,14 +138,17 @@ def _scan_text(scan: Scan, alphabet: _native.Alphabet, load: Callable[[], memory
     text = load()
     tokens = np.empty(len(text), dtype=np.uint8)
     block = scan(alphabet, text, out=tokens)
-    return _scanned(tokens, block, block.names if with_names else None)
+    scanned = _scanned(tokens, block)
+    if not with_names:
+        return scanned
+    identifiers = np.frombuffer(block.identifiers, dtype=np.uint8)
+    offsets = np.concatenate([[0], block.identifier_ends])
+    return replace(scanned, names=block.names, identifiers=identifiers, identifier_offsets=offsets)
 
 
-def _scanned(
-    tokens: npt.NDArray[np.uint8], block: _native.RecordBlock, names: npt.NDArray[np.uint64] | None
-) -> Scanned:
+def _scanned(tokens: npt.NDArray[np.uint8], block: _native.RecordBlock) -> Scanned:
     tokens = tokens[: block.num_tokens]
-    return Scanned(tokens, block.lengths, block.byte_counts, names, block.num_lines, block.num_stops, block.fault)
+    return Scanned(tokens, block.lengths, block.byte_counts, None, block.num_lines, block.num_stops, block.fault)
 
 
 def _table_jobs(source: Input, alphabet: _native.Alphabet, separator: str, with_names: bool) -> Iterator[Job]:
@@ -165,12 +172,14 @@ def _table_jobs(source: Input, alphabet: _native.Alphabet, separator: str, with_
                 if not fields:
                     continue
                 header = [field.decode("utf-8", "backslashreplace").strip() for field in fields]
-                name_column = _column(source, header, source.fields.name_column) if with_names else None
+                name_column = None
+                if with_names:
+                    name_column = _column(source, header, source.fields.name_column, "names", "--name-column")
                 scan = partial(
                     _native.scan_table,
                     separator=separator,
                     num_columns=len(header),
-                    column=_column(source, header, source.fields.column),
+                    column=_column(source, header, source.fields.column, "sequences", "--column"),
                     name_column=name_column,
                 )
                 text = text[size:]
@@ -180,13 +189,13 @@ def _table_jobs(source: Input, alphabet: _native.Alphabet, separator: str, with_
         reader.close()
 
 
-def _column(source: Input, header: list[str], name: str) -> int:
+def _column(source: Input, header: list[str], name: str, what: str, flag: str) -> int:
     if header.count(name) != 1:
         found = f"{header.count(name)} columns" if name in header else "no column"
         shown = ", ".join(header[:20]) + (", ..." if len(header) > 20 else "")
         raise UserError(
             f"{source.label} has {found} '{name}': its columns are {shown}{suggestion(name, header)}; "
-            "name the column of the sequences with --column"
+            f"name the column of the {what} with {flag}"
         )
     return header.index(name)
 
@@ -199,6 +208,12 @@ def _value_jobs(source: Input, batches: Iterator[Values], alphabet: _native.Alph
 def _scan_values(alphabet: _native.Alphabet, values: Values) -> Scanned:
     tokens = np.empty(len(values.data), dtype=np.uint8)
     block = _native.scan_values(alphabet, values.data, values.offsets, tokens)
-    names = values.names
-    hashes = None if names is None else _native.hash_names(names.data, names.offsets)
-    return _scanned(tokens, block, hashes)
+    scanned, names = _scanned(tokens, block), values.names
+    if names is None:
+        return scanned
+    return replace(
+        scanned,
+        names=_native.hash_names(names.data, names.offsets),
+        identifiers=np.frombuffer(names.data, dtype=np.uint8),
+        identifier_offsets=names.offsets,
+    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,12 @@ class Values:
     def num_bytes(self) -> int:
         """Bytes of the texts."""
         return int(self.offsets[-1] - self.offsets[0])
+
+    def texts(self) -> list[str]:
+        """The texts as strings: what is no UTF-8 in them, and a NUL, as \\xNN."""
+        data, bounds = bytes(self.data), self.offsets.tolist()
+        parts = (data[begin:end] for begin, end in pairwise(bounds))
+        return [part.decode("utf-8", "backslashreplace").replace("\0", "\\x00") for part in parts]
 
 
 def joined(texts: Sequence[bytes], names: Sequence[bytes] | None = None) -> Values:

@@ -1,0 +1,209 @@
+"""Work that a killed run goes on with: columns of numbers that grow in a folder beside the output.
+
+`journal.json` says how much of them is certain, and of which work they are; what lies behind that is cut off when a
+run goes on. The output itself is written when all is there, and renamed to its place.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_plm.errors import JSON_ERRORS, UserError, json_fault
+from megatron_plm.files import Busy, exclusive, sync, write_errors_told
+
+COMMIT_SECONDS = 20.0  # of work that a kill loses, at most
+_JOURNAL = "journal.json"
+_BLOCK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Column:
+    """Values of one dtype: numbers, or rows of them. `size` counts values."""
+
+    path: Path
+    dtype: np.dtype[Any]
+    size: int
+
+    def blocks(self, at_a_time: int | None = None) -> Iterator[npt.NDArray[Any]]:
+        """Yield the values in order, `at_a_time`, or some megabytes of them."""
+        count = at_a_time or max(1, _BLOCK_BYTES // self.dtype.itemsize)
+        with self.reader() as reader:
+            for begin in range(0, self.size, count):
+                yield reader.take(min(count, self.size - begin))
+
+    @contextlib.contextmanager
+    def reader(self) -> Iterator["ColumnReader"]:
+        """Reads the values from the first on."""
+        with self.path.open("rb") as file:
+            yield ColumnReader(file, self.dtype)
+
+
+class ColumnReader:
+    """Takes the values of a column in order."""
+
+    def __init__(self, file: BinaryIO, dtype: np.dtype[Any]) -> None:
+        self._file = file
+        self._dtype = dtype
+
+    def take(self, count: int) -> npt.NDArray[Any]:
+        """The next `count` values."""
+        content = self._file.read(count * self._dtype.itemsize)
+        assert len(content) == count * self._dtype.itemsize, "the journal counts only what is on the disk"
+        return np.frombuffer(content, dtype=self._dtype)
+
+
+class ResumableWork:
+    """The folder of one output, held against a second run; use `resumable_work`.
+
+    Attributes:
+        folder: where it is.
+        records: how many records of the input are done.
+        digest: of those records, as it was given to `commit`.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], dtypes: Mapping[str, np.dtype[Any]]) -> None:
+        self.folder = folder
+        self._identity = dict(identity)
+        self._dtypes = dict(dtypes)
+        self._paths = {name: folder / f"{name}.bin" for name in dtypes}
+        self._files: dict[str, BinaryIO] = {}
+        self._committed = time.monotonic()
+        self.records = 0
+        self.digest = ""
+
+    def open(self, *, force: bool) -> None:
+        """Go on behind what is certain, or begin. Raises UserError where the folder holds other work, unless
+        `force`."""
+        found = self._read_journal()
+        if found is not None and found["identity"] != self._identity:
+            if not force:
+                raise UserError(_other_work(self.folder, found["identity"], self._identity))
+            found = None
+        sizes = dict.fromkeys(self._paths, 0) if found is None else found["bytes"]
+        if found is None:
+            (self.folder / _JOURNAL).unlink(missing_ok=True)
+        else:
+            self.records, self.digest = found["records"], found["digest"]
+        for name, path in self._paths.items():
+            file = self._files[name] = path.open("ab")
+            if file.tell() < sizes[name]:
+                raise self._damaged(f"{path.name} is shorter than it was")
+            file.truncate(sizes[name])
+            file.seek(sizes[name])
+
+    def append(self, name: str, values: npt.NDArray[Any]) -> None:
+        """Add values to a column."""
+        assert values.dtype == self._dtypes[name].base, name
+        self._files[name].write(np.ascontiguousarray(values).data)
+
+    def commit_now_and_then(self, records: int, digest: str) -> None:
+        """Commit if the last time is some seconds ago."""
+        if time.monotonic() - self._committed >= COMMIT_SECONDS:
+            self.commit(records, digest)
+
+    def commit(self, records: int, digest: str) -> None:
+        """Make what was appended certain: it is of the first `records` records."""
+        sizes = {}
+        for name, file in self._files.items():
+            file.flush()
+            os.fsync(file.fileno())
+            sizes[name] = file.tell()
+        aside = self.folder / f"{_JOURNAL}.tmp"
+        document = {"identity": self._identity, "records": records, "digest": digest, "bytes": sizes}
+        aside.write_text(json.dumps(document), encoding="utf-8")
+        sync(aside)
+        os.replace(aside, self.folder / _JOURNAL)
+        sync(self.folder)
+        self.records, self.digest = records, digest
+        self._committed = time.monotonic()
+
+    def columns(self) -> dict[str, Column]:
+        """What has been committed, to be read."""
+        sizes = {name: file.tell() for name, file in self._files.items()}
+        return {
+            name: Column(path, self._dtypes[name], sizes[name] // self._dtypes[name].itemsize)
+            for name, path in self._paths.items()
+        }
+
+    def close(self) -> None:
+        """Close the files; what a full disk still says about them is of no interest then."""
+        for file in self._files.values():
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def _read_journal(self) -> Any:
+        path = self.folder / _JOURNAL
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except JSON_ERRORS as error:
+            raise self._damaged(f"{path.name}: {json_fault(error)}") from None
+        if not isinstance(found, dict) or not {"identity", "records", "digest", "bytes"} <= found.keys():
+            raise self._damaged(f"{path.name} is none of ours")
+        return found
+
+    def _damaged(self, what: str) -> UserError:
+        return UserError(
+            f"{self.folder}, the work of a run that was stopped, is damaged ({what}); remove it with "
+            f"`rm -r {shlex.quote(str(self.folder))}`"
+        )
+
+
+@contextlib.contextmanager
+def resumable_work(
+    output: Path, identity: Mapping[str, Any], dtypes: Mapping[str, np.dtype[Any]], *, force: bool
+) -> Iterator[ResumableWork]:
+    """The work for `output`, in the folder OUTPUT.partial; it stays there after a failure if some of it is certain.
+
+    `identity` is JSON, and says all that the values depend on but the input; `dtypes` are those of the columns. Raises
+    UserError where another run holds the folder, where it cannot be written to, and see `ResumableWork.open`.
+    """
+    folder = output.with_name(f"{output.name}.partial")
+    with write_errors_told(output):
+        folder.mkdir(exist_ok=True)
+        try:
+            with exclusive(folder / "lock"):
+                work = ResumableWork(folder, identity, dtypes)
+                try:
+                    work.open(force=force)
+                    yield work
+                finally:
+                    work.close()
+                    if not (folder / _JOURNAL).exists():
+                        shutil.rmtree(folder, ignore_errors=True)
+        except Busy:
+            raise UserError(
+                f"another run is writing {output} at this moment; wait for it, or choose another --output"
+            ) from None
+
+
+def publish(work: ResumableWork, output: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` make the output in the work's folder, rename it to its place and remove the folder."""
+    aside = work.folder / "output"
+    aside.unlink(missing_ok=True)
+    write(aside)
+    sync(aside)
+    os.replace(aside, output)
+    sync(output.parent)
+    work.close()
+    shutil.rmtree(work.folder)
+
+
+def _other_work(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    name = next(name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name))
+    there, here = (json.dumps(identity.get(name)) for identity in (theirs, ours))
+    return (
+        f"{folder} holds the work of a run that was stopped, with {name} {there} in place of {here}; type the same "
+        "command to go on with it, or --force to begin anew"
+    )

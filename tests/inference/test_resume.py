@@ -1,0 +1,176 @@
+"""A killed run goes on, and ends with the bytes that an uninterrupted one writes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from inference_sample import peer_checkpoint, random_sequences, run, write_fasta
+from processes import environment, wait_for
+
+SEQUENCES = random_sequences([20 + 7 * (n % 11) for n in range(150)], seed=3)
+# One row a group and a commit after each, and time enough between them to be killed in.
+SLOW = """
+import sys, time
+from megatron_plm.errors import run_command
+from megatron_plm.inference import resumable, runner
+resumable.COMMIT_SECONDS = 0
+for name in ("hidden_states", "log_probabilities"):
+    def slow(*arguments, plain=getattr(runner.Runner, name)):
+        time.sleep(0.03)
+        return plain(*arguments)
+    setattr(runner.Runner, name, slow)
+import importlib
+from megatron_plm.cli import VERBS
+sys.exit(run_command(importlib.import_module(VERBS[sys.argv[1]][0]).main, sys.argv[2:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    peer_checkpoint(folder / "model")
+    write_fasta(folder / "in.fasta", SEQUENCES)
+    return folder
+
+
+def flags(folder: Path, output: Path) -> list[str]:
+    base = ["--checkpoint", folder / "model", "--input", folder / "in.fasta", "--output", output]
+    return [*map(str, base), "--max-length", "200", "--batch-tokens", "200"]
+
+
+def journal(output: Path) -> dict:
+    path = output.with_name(f"{output.name}.partial") / "journal.json"
+    return json.loads(path.read_text()) if path.exists() else {"records": 0}
+
+
+def killed(argv: list[str], output: Path, records: int) -> None:
+    """Run the command until so many proteins are certain, and kill it."""
+    process = subprocess.Popen([sys.executable, "-c", SLOW, *argv], env=environment())
+    try:
+        wait_for(lambda: journal(output)["records"] >= records, "work", process=process)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not output.exists()
+
+
+POOLINGS = ["--pooling", "mean", "residues", "--layers", "1", "-1"]
+
+
+@pytest.fixture(scope="module")
+def work(folder, tmp_path_factory):
+    """The folder of the work of a run that was killed twice."""
+    output = tmp_path_factory.mktemp("work") / "out.npz"
+    for records in (20, 60):
+        killed(["embed", *flags(folder, output), *POOLINGS], output, records)
+    return output.with_name("out.npz.partial")
+
+
+@pytest.fixture
+def stopped(work, tmp_path):
+    """The output of such a run."""
+    shutil.copytree(work, tmp_path / "out.npz.partial")
+    return tmp_path / "out.npz"
+
+
+@pytest.mark.parametrize("ending", ["npz", "h5", "parquet"])
+def test_embeddings_go_on_after_kills_and_end_with_the_same_bytes(folder, work, tmp_path, ending, capsys):
+    output, whole = tmp_path / f"out.{ending}", tmp_path / f"whole.{ending}"
+    shutil.copytree(work, tmp_path / f"out.{ending}.partial")
+    certain = journal(output)["records"]
+    # What a kill leaves behind the last commit is no part of the result.
+    with (tmp_path / f"out.{ending}.partial" / "mean_layer1.bin").open("ab") as file:
+        file.write(b"\1" * 77)
+    assert run("embed", *flags(folder, output), *POOLINGS) == 0
+    assert f"going on behind {certain:,} proteins" in capsys.readouterr().out
+    assert run("embed", *flags(folder, whole), *POOLINGS) == 0
+    assert output.read_bytes() == whole.read_bytes()
+    assert sorted(os.listdir(tmp_path)) == [output.name, whole.name]
+
+
+def test_perplexities_go_on_after_a_kill(folder, tmp_path):
+    output, whole = tmp_path / "out.csv", tmp_path / "whole.csv"
+    few = ["--input", str(write_fasta(tmp_path / "few.fasta", SEQUENCES[:22]))]
+    killed(["score", "perplexity", *flags(folder, output), *few], output, 10)
+    assert run("score", "perplexity", *flags(folder, output), *few) == 0
+    assert run("score", "perplexity", *flags(folder, whole), *few) == 0
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_the_work_of_another_command_is_refused_and_replaced_by_force(folder, stopped, capsys):
+    assert run("embed", *flags(folder, stopped), *POOLINGS, "--layers", "1") == 2
+    told = capsys.readouterr().err
+    assert "out.npz.partial holds the work of a run that was stopped, with layers [1, 3] in place of [1]" in told
+    assert journal(stopped)["records"] >= 20
+    assert run("embed", *flags(folder, stopped), *POOLINGS, "--layers", "1", "--force") == 0
+    assert "going on" not in capsys.readouterr().out
+
+
+def test_another_input_is_refused(folder, stopped, tmp_path, capsys):
+    other = write_fasta(tmp_path / "other.fasta", [SEQUENCES[0][::-1], *SEQUENCES[1:]])
+    shorter = write_fasta(tmp_path / "shorter.fasta", SEQUENCES[:5])
+    for path in (other, shorter):
+        assert run("embed", *flags(folder, stopped), *POOLINGS, "--input", path) == 2
+        assert "on another input than this" in capsys.readouterr().err
+    # What comes behind the part that was done may differ: a record that stopped the run was mended, say.
+    longer = write_fasta(tmp_path / "longer.fasta", [*SEQUENCES, "MKV"])
+    assert run("embed", *flags(folder, stopped), *POOLINGS, "--input", longer) == 0
+
+
+def test_other_weights_are_refused(folder, stopped, tmp_path, capsys):
+    peer_checkpoint(tmp_path / "other", seed=5)
+    assert run("embed", *flags(folder, stopped), *POOLINGS, "--checkpoint", tmp_path / "other") == 2
+    assert "with weights " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["journal", "column"])
+def test_damaged_work_is_told(folder, stopped, damage, capsys):
+    work = stopped.with_name("out.npz.partial")
+    if damage == "journal":
+        (work / "journal.json").write_text('{"records": 1')
+    else:
+        os.truncate(work / "mean_layer1.bin", 4)
+    assert run("embed", *flags(folder, stopped), *POOLINGS) == 2
+    assert "is damaged" in capsys.readouterr().err
+    assert work.is_dir()
+
+
+def test_a_second_run_of_the_same_output_is_refused(folder, tmp_path, capsys):
+    output = tmp_path / "out.npz"
+    process = subprocess.Popen([sys.executable, "-c", SLOW, "embed", *flags(folder, output)], env=environment())
+    try:
+        wait_for(lambda: journal(output)["records"] > 0, "work", process=process)
+        assert run("embed", *flags(folder, output)) == 2
+        assert "another run is writing" in capsys.readouterr().err
+        process.wait(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert output.exists()
+
+
+def test_an_input_fault_before_any_work_leaves_nothing(folder, tmp_path):
+    path = write_fasta(tmp_path / "bad.fasta", [*SEQUENCES, ""])
+    assert run("embed", *flags(folder, tmp_path / "out.npz"), "--input", path) == 2
+    assert os.listdir(tmp_path) == ["bad.fasta"]
+
+
+def test_a_run_stopped_while_the_file_is_put_together_goes_on(folder, tmp_path, monkeypatch, capsys):
+    output, whole = tmp_path / "out.npz", tmp_path / "whole.npz"
+
+    def interrupted(*_arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("megatron_plm.inference.job.publish", interrupted)
+        assert run("embed", *flags(folder, output)) == 130
+    assert not output.exists()
+    assert run("embed", *flags(folder, output)) == 0
+    assert "embedded 0 proteins" in capsys.readouterr().out
+    assert run("embed", *flags(folder, whole)) == 0
+    assert output.read_bytes() == whole.read_bytes()

@@ -1,0 +1,9 @@
+"""Scores of proteins, of their variants, and contact maps, from any checkpoint (`--help` lists the flags)."""
+
+import sys
+
+from megatron_plm.errors import run_command
+from megatron_plm.inference.score import main
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
