@@ -1,6 +1,7 @@
 """The one error type that users see, and the one place that prints it."""
 
 import difflib
+import io
 import json
 import os
 import sys
@@ -53,6 +54,8 @@ def drop_output() -> None:
 
 def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command's `main(argv)` and return the exit code: a UserError is printed as one line, without traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are no text are printed as they are
     try:
         return command(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:

@@ -1,6 +1,10 @@
 """Errors for users: one line, an exit code, the nearest known word."""
 
+import subprocess
+import sys
+
 import pytest
+from processes import environment
 
 from megatron_plm.errors import UserError, run_command, suggestion
 
@@ -37,3 +41,14 @@ def test_other_exceptions_are_faults_of_the_program_and_pass():
 def test_the_nearest_word_is_suggested_or_none():
     assert suggestion("hiden", ["hidden", "heads"]) == "; did you mean 'hidden'?"
     assert suggestion("zzz", ["hidden", "heads"]) == ""
+
+
+def test_a_file_name_that_is_no_text_is_printed_as_its_bytes():
+    command = "import sys; from megatron_plm.errors import run_command; run_command(lambda argv: print(argv[0]))"
+    done = subprocess.run(
+        [sys.executable, "-c", command, b"o\xffut"],
+        capture_output=True,
+        env=environment(PYTHONIOENCODING="utf-8:strict"),
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, b"o\xffut\n"), done.stderr

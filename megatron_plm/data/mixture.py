@@ -97,7 +97,8 @@ def _made_by_split(dataset: IndexedDataset) -> tuple[str, dict[str, object]] | N
     name = split.get("name")
     if not isinstance(name, str) or not dataset.prefix.endswith(f"_{name}"):
         return None
-    common = {**selection, "split": {**split, "name": ""}, "sources": dataset.metadata.get("sources")}
+    common = {**selection, "split": {**split, "name": ""}}
+    common |= {name: dataset.metadata.get(name) for name in ("sources", "keep_case")}
     return os.path.abspath(dataset.prefix.removesuffix(name)), common
 
 

@@ -106,6 +106,7 @@ def preprocess(
         origin = {
             "unknown_letters": unknown,
             "num_final_stops": reader.num_stops,
+            "keep_case": not fold_case,
             "sources": [
                 {"path": encodable(source.path), "format": source.format, "bytes": source.position} for source in opened
             ],

@@ -54,6 +54,7 @@ def test_the_dataset_holds_the_file_and_says_what_it_holds(folder: Path, capsys:
             "bins": [[8, 10, 1], [10, 12, 0], [12, 14, 0], [14, 16, 0], [16, 20, 0], [20, 24, 2]],
         },
         "num_final_stops": 0,
+        "keep_case": False,
         "sources": [{"path": str(folder / "in.fasta"), "format": "fasta", "bytes": len(TEXT)}],
         "tool_version": "0.1.0",
         "command": f"python tools/preprocess_data.py --input {folder}/in.fasta --output-prefix {folder}/out/p",

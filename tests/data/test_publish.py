@@ -23,10 +23,10 @@ SPLITS = parse_splits("train=0.6,valid=0.3,test=0.1")
 STEPS = [(os, "replace"), (Path, "unlink"), (indexed_writer, "sync")]
 
 
-def make(folder: Path, *, seed: int, splits: str | None = None) -> None:
+def make(folder: Path, *, seed: int, splits: str | None = None, fold_case: bool = True) -> None:
     chosen = Selection(splits=parse_splits(splits) if splits else SPLITS)
     source = write_fasta(folder / f"{seed}.fasta", proteins(60, seed=seed))
-    preprocess([source], folder / "p", TOKENIZER, selection=chosen, force=True)
+    preprocess([source], folder / "p", TOKENIZER, selection=chosen, force=True, fold_case=fold_case)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -143,6 +143,10 @@ def test_splits_of_different_runs_are_refused_together(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"p_train' and '.*p_valid' are splits of different runs"):
         check(tmp_path / "p_train", tmp_path / "p_valid")
     check(tmp_path / "p_train", tmp_path / "p_test")
+    make(tmp_path, seed=1)
+    make(tmp_path, seed=1, splits="train=0.9,test=0.1", fold_case=False)  # the same proteins may fall elsewhere
+    with pytest.raises(UserError, match=r"p_train' and '.*p_valid' are splits of different runs"):
+        check(tmp_path / "p_train", tmp_path / "p_valid")
     make(tmp_path, seed=2, splits="train=0.9,test=0.1")
     make(tmp_path, seed=2)
     (tmp_path / "other").mkdir()

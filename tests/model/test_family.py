@@ -1,6 +1,7 @@
 """The members of the family: each is what its options say, and packing changes none."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from packing import SHAPE, TOKENIZER, build, pack, random_proteins
 from transformers import BertConfig, BertForMaskedLM
 
 from megatron_plm.config.load import load_config
+from megatron_plm.config.options import ModelOptions
+from megatron_plm.config.presets import PRESETS
 from megatron_plm.model.transformer import MaskedLanguageModel
 from megatron_plm.tokenizers import get_tokenizer
 
@@ -149,3 +152,39 @@ def test_the_proteinlm_presets_are_megatrons_bert_without_pooler(preset, layers,
     head = D * D + D + 2 * D + 31
     assert number_of_parameters(preset) == layers * block + 2 * D + 31 * D + 2176 * D + head
     assert TOKENIZER.vocab_size != get_tokenizer("proteinlm").vocab_size == 31
+
+
+def test_the_page_of_models_tells_every_preset_and_its_size():
+    page = (Path(__file__).resolve().parents[2] / "docs/models.md").read_text(encoding="utf-8")
+    cells = [[cell.strip(" `") for cell in row.split("|")[1:-1]] for row in page.splitlines() if row.startswith("| `")]
+    told = {row[0]: row[1:7] for row in cells if row[0] in PRESETS}
+    expected = {}
+    for preset in PRESETS:
+        options = load_config(["--preset", preset])[0].model
+        numbers = (options.num_layers, options.hidden_size, options.num_attention_heads, options.ffn_size)
+        expected[preset] = [*(f"{n:,}" for n in (*numbers, number_of_parameters(preset))), options.tokenizer]
+    assert told == expected
+
+
+def test_the_page_of_models_tells_every_option_as_the_presets_have_it():
+    page = (Path(__file__).resolve().parents[2] / "docs/models.md").read_text(encoding="utf-8")
+    told = {
+        row.split("`")[1]: [cell.strip(" `") for cell in row.split("|")[2:6]]
+        for row in page.splitlines()
+        if row.startswith("| `--")
+    }
+    models = [
+        load_config(["--preset", name])[0].model
+        for name in ("esm2-8m", "proteinlm-200m", "tape-transformer", "amplify-120m")
+    ]
+
+    def word(value):
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return {None: "", 0.0: "0", 1e-5: "1e-5", 1e-12: "1e-12"}.get(value, str(value))
+
+    for flag, cells in told.items():
+        assert cells == [word(getattr(model, flag.removeprefix("--").replace("-", "_"))) for model in models], flag
+    shape = {"tokenizer", "num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "init_method_std"}
+    options = {"--" + field.name.replace("_", "-") for field in fields(ModelOptions) if field.name not in shape}
+    assert options == set(told)
