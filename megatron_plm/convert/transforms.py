@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from megatron_plm.convert.keymap import IDENTITY, Transform
-from megatron_plm.tokenizers import Tokenizer
 
 
 def chain(first: Transform, second: Transform) -> Transform:
@@ -75,8 +74,8 @@ def _select_rows(sources: Sequence[str], targets: Sequence[str]) -> Callable[[li
     return select
 
 
-def with_token_types() -> Transform:
-    """Position vectors [P, D] ↔ those and token-type vectors [S, D], written as one row of zeros.
+def with_token_types(num_types: int) -> Transform:
+    """Position vectors [P, D] ↔ those and token-type vectors [num_types, D], written as zeros.
 
     Every token here is of type 0, whose vector is added to each position's.
     """
@@ -87,7 +86,7 @@ def with_token_types() -> Transform:
             return [positions]
         return [positions + types[0]]
 
-    return Transform(forward=lambda tensors: [*tensors, torch.zeros_like(tensors[0][:1])], backward=merge)
+    return Transform(forward=lambda tensors: [*tensors, tensors[0].new_zeros(num_types, tensors[0].shape[1])], backward=merge)
 
 
 def qkv_rows(version: float, tensor_parallel_size: int, num_heads: int) -> Transform:
@@ -125,18 +124,3 @@ def padded_rows(num_rows: int, padded: int) -> Transform:
         return [torch.cat([tensor, tensor.new_zeros(padded - num_rows, *tensor.shape[1:])])]
 
     return Transform(forward=pad, backward=lambda tensors: [tensors[0][:num_rows]])
-
-
-def token_roles(tokenizer: Tokenizer) -> list[str]:
-    """The tokens of a vocabulary with ESM-2's names for the five special roles, so that vocabularies can be matched.
-
-    Vocabularies name the same role differently: `<eos>` of ESM-2 is `<sep>` of TAPE.
-    """
-    roles = {
-        tokenizer.cls_id: "<cls>",
-        tokenizer.eos_id: "<eos>",
-        tokenizer.pad_id: "<pad>",
-        tokenizer.unk_id: "<unk>",
-        tokenizer.mask_id: "<mask>",
-    }
-    return [roles.get(i, token) for i, token in enumerate(tokenizer.tokens)]
