@@ -16,6 +16,7 @@ VERBS = {
     "preflight": ("megatron_plm.preflight.command", "check the machines of a cluster before a long run"),
     "pretrain": ("megatron_plm.training.pretrain", "train a protein language model"),
     "convert-checkpoint": ("megatron_plm.convert.command", "between checkpoint formats"),
+    "megatron-converter": ("megatron_plm.convert.megatron_converter", "ProteinLM's checkpoints to its TAPE fork's"),
     "tape-train": ("tape_finetune.train", "fine-tune on a labelled task and score it"),
     "tape-eval": ("tape_finetune.evaluate", "score a fine-tuned model on a split"),
     "structures-to-tape": ("tape_finetune.structures_to_tape", "PDB and mmCIF files to TAPE records"),

@@ -15,6 +15,7 @@ _FILES = {
     "plan": "tools/plan.py",
     "preflight": "tools/preflight.py",
     "convert-checkpoint": "tools/convert_checkpoint.py",
+    "megatron-converter": "tools/megatron_converter.py",
     "structures-to-tape": "tools/structures_to_tape.py",
     "benchmark": "tools/benchmark.py",
     "report": "tools/report.py",

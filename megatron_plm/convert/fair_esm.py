@@ -1,7 +1,7 @@
-"""`fair-esm`: the files that ESM-2 was published in, `NAME.pt`, with its contact head in `NAME-contact-regression.pt`.
+"""`fair-esm`: the files that ESM-2 was published in, NAME.pt, with its contact head in NAME-contact-regression.pt.
 
-A pickle of {"cfg": {"model": Namespace}, "model": tensors by name}; names as in fair-esm's `esm/model/esm2.py` behind the
-prefixes that its `pretrained.py` takes off.
+A pickle of {"cfg": {"model": Namespace}, "model": tensors by name}; names as in fair-esm's `esm/model/esm2.py`, behind
+the prefixes that its `pretrained.py` takes off.
 """
 
 import argparse
@@ -120,8 +120,8 @@ def write_fair_esm(weights: Weights, directory: Path, dtype: str = "float32") ->
     require_options(options, _CARRIED, NAME)
     if tokenizer.sha256 != get_tokenizer(_TOKENIZER).sha256 or options.ffn_size != 4 * options.hidden_size:
         raise UserError(
-            f"--to {NAME}: its models have the {_TOKENIZER} vocabulary and MLPs of four times the hidden size, and this one "
-            f"has {tokenizer.name} and {options.ffn_size} for {options.hidden_size}; --to native keeps it"
+            f"--to {NAME}: its models have the {_TOKENIZER} vocabulary and MLPs of four times the hidden size; this "
+            f"one has {tokenizer.name} and {options.ffn_size} for {options.hidden_size}; --to native keeps it"
         )
     export = export_tensors(key_map(options, tokenizer), weights, dtype)
     model = argparse.Namespace(

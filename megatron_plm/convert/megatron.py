@@ -1,18 +1,14 @@
-"""`megatron`: the checkpoints of ProteinLM and the Megatron-LM 1 and 2 it was made of (megatron_ranks.py has the files).
+"""`megatron`: the checkpoints of ProteinLM, and of the Megatron-LM 1 and 2 it was made of (files: megatron_ranks.py).
 
-Key names as in their `model/bert_model.py` and `language_model.py`; ProteinLM's vocabulary, whose rows are padded in the
-files. Read at any number of tensor-parallel ranks and pipeline stages and in all three orders of query_key_value;
+Key names as in their `model/bert_model.py` and `language_model.py`; ProteinLM's vocabulary, whose rows are padded in
+the files. Read at any number of tensor-parallel ranks and pipeline stages, in all three orders of query_key_value;
 written as version 3.0 without stages.
 """
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.convert.config_json import ForeignConfig, checked, require_options
@@ -141,17 +137,17 @@ def write_megatron(
     require_options(options, _CARRIED, NAME)
     if tokenizer.sha256 != get_tokenizer(_TOKENIZER).sha256:
         raise UserError(
-            f"--to {NAME}: the model's vocabulary is {tokenizer.name}, and the format's is {_TOKENIZER}; --to native keeps it"
+            f"--to {NAME}: the model's vocabulary is {tokenizer.name}, and the format's is {_TOKENIZER}; --to native "
+            "keeps it"
         )
     for name, count in (("attention heads", options.num_attention_heads), ("feed-forward features", options.ffn_size)):
         if num_ranks < 1 or count % num_ranks:
             raise UserError(
-                f"--target-tensor-parallel-size {num_ranks}: does not divide the model's {count} {name}; give a number that does"
+                f"--target-tensor-parallel-size {num_ranks}: does not divide the model's {count} {name}; give a number "
+                "that does"
             )
     rows = _padded(tokenizer.vocab_size, _VOCABULARY_MULTIPLE * num_ranks)
-    table = key_map(
-        options, tokenizer, version=VERSION, tensor_parallel_size=num_ranks, vocabulary_rows_stored=rows
-    )
+    table = key_map(options, tokenizer, version=VERSION, tensor_parallel_size=num_ranks, vocabulary_rows_stored=rows)
     args = _args_from(options, dtype, num_ranks, rows)
     for rank, path in enumerate(expected_files(directory / RELEASE, 1, num_ranks)):
         export = export_tensors(table, weights, dtype, leave_out=(_EMBEDDING_OF_HEAD,))
@@ -214,7 +210,7 @@ def _version_and_args(stages: list[list[dict[str, Any]]], place: str) -> tuple[f
         raise UserError(f"{place}: has checkpoint_version {version!r}; expected 0 to {VERSION}")
     args = ranks[0].get("args")
     if not isinstance(args, argparse.Namespace):
-        raise UserError(f"{place}: has no args, so the shape of its model is unknown; give the files as they were saved")
+        raise UserError(f"{place}: has no args, so the shape of its model is unknown; give the files as saved")
     return version, ForeignConfig(vars(args), f"{place}: args")
 
 

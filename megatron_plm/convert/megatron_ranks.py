@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from megatron_plm.convert.keymap import listed
-from megatron_plm.convert.lazy import LazyTensors, meta_of
+from megatron_plm.convert.lazy import LazyTensors
 from megatron_plm.convert.pickles import PLAIN_RECORDS, read_pickle
 from megatron_plm.errors import UserError
 
@@ -67,12 +67,8 @@ def rank_files(folder: Path) -> list[list[Path]]:
         if match is not None:
             found[int(match[2] or 0), int(match[1])] = child / RANK_FILE
     num_stages, num_ranks = (1 + max(numbers) for numbers in zip(*found, strict=True))
-    stages = [
-        [found.get((stage, rank), folder / _folder_name(stage, rank, num_stages) / RANK_FILE) for rank in range(num_ranks)]
-        for stage in range(num_stages)
-    ]
-    refuse_missing(folder, [path for stage in stages for path in stage])
-    return stages
+    refuse_missing(folder, expected_files(folder, num_stages, num_ranks))
+    return [[found[stage, rank] for rank in range(num_ranks)] for stage in range(num_stages)]
 
 
 def refuse_missing(folder: Path, files: Sequence[Path]) -> None:
@@ -110,7 +106,8 @@ def join_ranks(stages: Sequence[Sequence[Mapping[str, Any]]], place: str) -> Laz
             if any(key not in part for part in parts) or any(part[key].shape != tensor.shape for part in parts):
                 shapes = [list(part[key].shape) if key in part else "absent" for part in parts]
                 raise UserError(f"{place}: {key} of stage {number} is {shapes} in its ranks; copy all of one iteration")
-            name = _LAYER.sub(lambda match: f"{match[1]}{first_layer + int(match[2])}", key)
+            layer = _LAYER.match(key)
+            name = key if layer is None else f"{layer[1]}{first_layer + int(layer[2])}{key[layer.end() :]}"
             whole[name] = [part[key] for part in parts]
         first_layer += 1 + max(layers, default=-1)
 

@@ -56,10 +56,10 @@ def read_pickle(path: Path, *, records: tuple[Any, ...] = (), trust: bool | None
         raise damaged(path, error) from None
 
 
-def write_pickle(content: object, path: Path) -> None:
-    """Write as `torch.save` does; OSError if the disk refuses."""
+def write_pickle(content: object, path: Path, *, zipped: bool = True) -> None:
+    """Write as `torch.save` does, as versions before 1.6 did if not `zipped`; OSError if the disk refuses."""
     try:
-        torch.save(content, path)
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
     except RuntimeError as error:
         raise OSError(reason_of(error)) from None
 
@@ -82,14 +82,13 @@ def _foreign_names(path: Path, records: tuple[Any, ...]) -> list[str]:
         if not zipfile.is_zipfile(path):
             return []
         with torch.serialization.safe_globals(list(records)):
-            return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # as above
         return []
 
 
 def _refused(path: Path, names: list[str], *, has_flag: bool) -> UserError:
     fault = f"names {', '.join(names[:5])} and" if names else "is damaged, or a pickle that"
-    way_out = (
-        "if you trust who made it, --trust-pickle lets it run" if has_flag else "fetch it again, or as model.safetensors"
-    )
+    trusting, again = "if you trust who made it, --trust-pickle lets it run", "fetch it again, or as model.safetensors"
+    way_out = trusting if has_flag else again
     return UserError(f"{path}: {fault} would run code (nothing of it was run); {way_out}")

@@ -8,6 +8,9 @@ fork's constructor stops instead of running with random positions, and one tenso
 """
 
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.convert.config_json import (
@@ -37,6 +40,7 @@ from megatron_plm.errors import UserError
 from megatron_plm.tokenizers import Tokenizer, get_tokenizer
 
 MODEL_TYPE = "proteinlm-tape"
+TOKEN_TYPES = "bert.embeddings.token_type_embeddings.weight"
 _LAYER = "bert.encoder.layer.{i}"
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}  # ours: transformers' name, of which TAPE has the first
 _POSITIONS = {"rope": "rotary", "learned_absolute": "absolute"}
@@ -82,8 +86,8 @@ def key_map(options: ModelOptions, ours: Tokenizer) -> KeyMap:
 def _positions(options: ModelOptions) -> Entry:
     if options.position_embedding_type == "rope":
         return Entry((INVERSE_FREQUENCIES,), ("bert.encoder.rotary.inverse_frequencies",))
-    kinds = [f"bert.embeddings.{kind}_embeddings.weight" for kind in ("position", "token_type")]
-    return Entry(("encoder.embedding.positions.weight",), tuple(kinds), with_token_types())
+    theirs = ("bert.embeddings.position_embeddings.weight", TOKEN_TYPES)
+    return Entry(("encoder.embedding.positions.weight",), theirs, with_token_types())
 
 
 def read_proteinlm_tape(directory: Path) -> Weights:
@@ -106,7 +110,16 @@ def read_proteinlm_tape(directory: Path) -> Weights:
 
 
 def write_proteinlm_tape(weights: Weights, directory: Path, dtype: str = "float32") -> tuple[str, ...]:
-    """Write such a directory; returns what is not carried. The format is one pickle: all is in memory when it is written."""
+    """Write such a directory; returns what is not carried. One pickle: all is in memory when it is written."""
+    tensors, lost = fork_tensors(weights, dtype)
+    write_pickle(tensors, directory / PYTORCH_FILE)
+    write_json(directory / CONFIG_JSON, fork_config(weights.options, dtype))
+    return lost
+
+
+def fork_tensors(weights: Weights, dtype: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The model's tensors by the fork's names, in memory, and what is not carried; UserError if the fork has no such
+    model."""
     options, ours, theirs = weights.options, weights.tokenizer, _tape_tokenizer()
     require_options(options, _CARRIED, MODEL_TYPE)
     if not ours.one_letter_a_token:
@@ -115,19 +128,23 @@ def write_proteinlm_tape(weights: Weights, directory: Path, dtype: str = "float3
             "keeps the model with its tokenizer"
         )
     export = export_tensors(key_map(options, ours), weights, dtype)
-    write_pickle({key: compact(tensor) for key, tensor in export.stream}, directory / PYTORCH_FILE)
-    config = {
+    tensors = {key: compact(tensor) for key, tensor in export.stream}
+    lost = [t for t, role in zip(ours.tokens, token_roles(ours), strict=True) if role not in token_roles(theirs)]
+    notes = (f"the rows of {', '.join(lost)}: TAPE's IUPAC vocabulary has no such tokens",) if lost else ()
+    return tensors, notes
+
+
+def fork_config(options: ModelOptions, dtype: str) -> dict[str, Any]:
+    """The content of config.json."""
+    return {
         "model_type": MODEL_TYPE,
-        **fields_from(options, theirs, dtype),
+        **fields_from(options, _tape_tokenizer(), dtype),
         "hidden_act": _ACTIVATIONS[options.activation],
         "position_embedding_type": _POSITIONS[options.position_embedding_type],
         "max_position_embeddings": options.max_position_embeddings,
         "type_vocab_size": 1,
         "token_dropout": options.token_dropout,
     }
-    write_json(directory / CONFIG_JSON, config)
-    lost = [t for t, role in zip(ours.tokens, token_roles(ours), strict=True) if role not in token_roles(theirs)]
-    return (f"the rows of {', '.join(lost)}: TAPE's IUPAC vocabulary has no such tokens",) if lost else ()
 
 
 def _tape_tokenizer() -> Tokenizer:

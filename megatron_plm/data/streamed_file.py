@@ -4,11 +4,12 @@ import errno
 import fcntl
 import mmap
 import os
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 _BUFFER_BYTES = 1 << 22  # a multiple of every page and sector size
-_NUM_BUFFERS = 2
+_NUM_BUFFERS = 6  # a disk that takes its time now and then doesn't stop whoever writes
 _DIRECT = getattr(os, "O_DIRECT", 0)  # Linux has it
 _SYNC_BYTES = 1 << 25
 
@@ -36,7 +37,7 @@ class StreamedFile:
         self._current = 0  # the buffer that is being filled
         self._filled = 0  # bytes of it
         self._unsynced = 0
-        self._under_way: Future[None] | None = None
+        self._under_way: deque[Future[None]] = deque()  # the buffers before the current one, oldest first
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
 
     def write(self, content: memoryview) -> None:
@@ -49,14 +50,14 @@ class StreamedFile:
             self._filled += count
             content = content[count:]
             if self._filled == _BUFFER_BYTES:
-                self._wait()
-                self._under_way = self._thread.submit(self._put, memoryview(self._buffers[self._current]))
+                self._under_way.append(self._thread.submit(self._put, memoryview(self._buffers[self._current])))
+                self._wait(until=_NUM_BUFFERS - 1)
                 self._current = (self._current + 1) % _NUM_BUFFERS
                 self._filled = 0
 
     def finish(self) -> None:
         """Write what is left and sync the file to the disk."""
-        self._wait()
+        self._wait(until=0)
         if self._filled:
             self._go_through_the_cache()  # the last piece is no multiple of a sector
             self._put(memoryview(self._buffers[self._current])[: self._filled])
@@ -68,10 +69,10 @@ class StreamedFile:
         self._thread.shutdown(cancel_futures=True)
         os.close(self._descriptor)
 
-    def _wait(self) -> None:
-        if self._under_way is not None:
-            self._under_way.result()
-            self._under_way = None
+    def _wait(self, *, until: int) -> None:
+        """Wait until at most so many buffers are on their way."""
+        while len(self._under_way) > until:
+            self._under_way.popleft().result()
 
     def _put(self, content: memoryview) -> None:
         while content:

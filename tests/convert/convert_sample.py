@@ -36,6 +36,7 @@ CARRIED: list[tuple[ModelOptions, tuple[str, ...]]] = [
     (TINY, ("native", "huggingface", "fair-esm")),
     (IUPAC_TINY, ("native", "huggingface", "proteinlm-tape")),
     (PROTEINLM_TINY, ("native", "megatron")),
+    (replace(PROTEINLM_TINY, tokenizer="tape-iupac"), ("native", "proteinlm-tape")),
 ]
 SAMPLE = {name: options for options, names in reversed(CARRIED) for name in names}  # a model for each format
 

@@ -23,7 +23,7 @@ from megatron_plm.errors import UserError, run_command
 
 REPOSITORY = Path(__file__).parents[2]
 PAIRS = {
-    f"{source} to {target}, {options.tokenizer}": (options, source, target)
+    f"{source} to {target}, {options.tokenizer} {options.position_embedding_type}": (options, source, target)
     for options, names in CARRIED
     for source in names
     for target in names

@@ -2,13 +2,23 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from convert_sample import SHAPES, TINY, options_of, our_logits, pack, random_sequences, random_weights
+from convert_sample import (
+    PROTEINLM_TINY,
+    SHAPES,
+    TINY,
+    options_of,
+    our_logits,
+    pack,
+    random_sequences,
+    random_weights,
+)
 from pretraining_runs import same_bits
+from tape_sample import FORK_LAYER_MODULES, FORK_OTHER_KEYS, forward_by_the_forks_names
 from torch import Tensor
 
 from megatron_plm.convert.pretrained import load_pretrained
@@ -16,18 +26,8 @@ from megatron_plm.convert.tape import read_proteinlm_tape, write_proteinlm_tape
 from megatron_plm.errors import UserError
 from megatron_plm.tokenizers import get_tokenizer
 
+LEARNED = replace(PROTEINLM_TINY, tokenizer="tape-iupac")
 ESM2, IUPAC = get_tokenizer("esm2"), get_tokenizer("tape-iupac")
-
-# The fork's modules, after tape/models/modeling_bert.py and modeling_utils.py of THUDM/ProteinLM.
-FORK_LAYER_MODULES = (
-    "input_ln", "attention.self.query", "attention.self.key", "attention.self.value", "attention.dense",
-    "post_attn_ln", "mlp.dense_h_4h", "mlp.dense_4h_h",
-)  # fmt: skip
-FORK_OTHER_KEYS = {
-    "bert.embeddings.word_embeddings.weight", "bert.encoder.final_ln.weight", "bert.encoder.final_ln.bias",
-    "mlm.transform.dense.weight", "mlm.transform.dense.bias", "mlm.transform.LayerNorm.weight",
-    "mlm.transform.LayerNorm.bias", "mlm.decoder.weight", "mlm.bias",
-}  # fmt: skip
 
 
 def read_file(directory: Path) -> dict[str, Tensor]:
@@ -43,41 +43,9 @@ def test_the_keys_are_the_forks_and_the_rotary_frequencies(tmp_path: Path) -> No
         for kind in ("weight", "bias")
     }
     assert set(read_file(tmp_path)) == layers | FORK_OTHER_KEYS | {"bert.encoder.rotary.inverse_frequencies"}
-
-
-def forward_by_the_forks_names(tensors: dict[str, Tensor], config: dict, ids: Tensor) -> Tensor:
-    """Logits [L, V] of one sequence of IUPAC ids: the fork's layer order, with rotary positions and token dropout."""
-    heads, eps = config["num_attention_heads"], config["layer_norm_eps"]
-
-    def linear(x: Tensor, name: str) -> Tensor:
-        return x @ tensors[f"{name}.weight"].T + tensors[f"{name}.bias"]
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
-        return scaled * tensors[f"{name}.weight"] + tensors[f"{name}.bias"]
-
-    def rotated(x: Tensor) -> Tensor:  # [L, heads, size] as complex numbers, pairs (i, i + size/2)
-        angles = torch.arange(len(ids))[:, None] * tensors["bert.encoder.rotary.inverse_frequencies"]
-        turned = torch.complex(*x.chunk(2, dim=-1)) * torch.polar(torch.ones_like(angles), angles)[:, None]
-        return torch.cat([turned.real, turned.imag], dim=-1)
-
-    is_mask = ids == 1  # <mask> of TAPE
-    x = tensors["bert.embeddings.word_embeddings.weight"][ids]
-    if config["token_dropout"]:
-        x = x * ~is_mask[:, None] * 0.88 / (1 - is_mask.float().mean())
-    for i in range(config["num_hidden_layers"]):
-        layer = f"bert.encoder.layer.{i}"
-        y = norm(x, f"{layer}.input_ln")
-        q, k, v = (linear(y, f"{layer}.attention.self.{n}") for n in ("query", "key", "value"))
-        q, k, v = (part.unflatten(1, (heads, -1)) for part in (q, k, v))
-        scores = torch.einsum("ihd,jhd->hij", rotated(q), rotated(k)) / q.shape[-1] ** 0.5
-        mixed = torch.einsum("hij,jhd->ihd", scores.softmax(-1), v).flatten(1)
-        x = x + linear(mixed, f"{layer}.attention.dense")
-        y = norm(x, f"{layer}.post_attn_ln")
-        x = x + linear(F.gelu(linear(y, f"{layer}.mlp.dense_h_4h")), f"{layer}.mlp.dense_4h_h")
-    y = F.gelu(linear(norm(x, "bert.encoder.final_ln"), "mlm.transform.dense"))
-    return norm(y, "mlm.transform.LayerNorm") @ tensors["mlm.decoder.weight"].T + tensors["mlm.bias"]
+    write_proteinlm_tape(random_weights(PROTEINLM_TINY), tmp_path, "float32")
+    positions = {f"bert.embeddings.{kind}_embeddings.weight" for kind in ("position", "token_type")}
+    assert set(read_file(tmp_path)) == layers | FORK_OTHER_KEYS | positions
 
 
 @pytest.mark.parametrize("token_dropout", [True, False])
@@ -104,6 +72,40 @@ def test_the_file_means_the_same_model_token_for_token(
     assert back.tokenizer == IUPAC
     again = our_logits(back.model, pack(iupac, [0, 0], 47, IUPAC.pad_id))
     assert (ours[:, shared] - again[:, [column[i] for i in shared]]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_learned_positions_and_both_gelus_mean_the_same_model(activation: str, tmp_path: Path) -> None:
+    weights = random_weights(replace(LEARNED, activation=activation))
+    assert write_proteinlm_tape(weights, tmp_path, "float32") == ()
+    config = json.loads((tmp_path / "config.json").read_text())
+    sequences = random_sequences(IUPAC, [17, 30], masked=0.3)
+    theirs = torch.cat([forward_by_the_forks_names(read_file(tmp_path), config, sequence) for sequence in sequences])
+    ours = our_logits(weights.build().eval(), pack(sequences, [0, 0], 47, IUPAC.pad_id))
+    assert (ours - theirs).abs().max() < 2e-5
+    back = read_proteinlm_tape(tmp_path)
+    assert same_bits(dict(back.tensors), weights.tensors)
+    assert back.options == weights.options
+
+
+def test_a_vector_of_the_token_type_counts(tmp_path: Path) -> None:
+    weights = random_weights(LEARNED)
+    write_proteinlm_tape(weights, tmp_path, "float32")
+    tensors = read_file(tmp_path)
+    types = torch.linspace(-1, 1, LEARNED.hidden_size).repeat(2, 1)
+    torch.save({**tensors, "bert.embeddings.token_type_embeddings.weight": types}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"token_type_embeddings\.weight has shape \[2, 24\], but .* \[1, 24\]"):
+        read_proteinlm_tape(tmp_path)
+    torch.save({**tensors, "bert.embeddings.token_type_embeddings.weight": types[:1]}, tmp_path / "pytorch_model.bin")
+    back = read_proteinlm_tape(tmp_path).tensors
+    positions = "encoder.embedding.positions.weight"
+    assert torch.equal(back[positions], weights.tensors[positions] + types[0])
+
+
+def test_the_fork_stops_at_the_tanh_gelu(tmp_path: Path) -> None:
+    write_proteinlm_tape(random_weights(PROTEINLM_TINY), tmp_path, "float32")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["hidden_act"] not in ("gelu", "relu", "swish")  # all that the fork's get_activation_fn knows
 
 
 def test_a_round_trip_of_an_iupac_model_changes_no_bit(tmp_path: Path) -> None:
