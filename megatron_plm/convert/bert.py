@@ -19,6 +19,7 @@ _EMBEDDINGS = f"{ENCODER}.embeddings"
 _LAYER = f"{ENCODER}.encoder.layer.{{i}}"
 POOLER = f"{ENCODER}.pooler.dense"
 TOKEN_TYPES = f"{_EMBEDDINGS}.token_type_embeddings.weight"
+WRITTEN_TOKEN_TYPES = f"{TOKEN_TYPES}: the models here have none; zeros are written"
 
 # The options of every BERT; the other ones of a model can be told in config.json. Their head has the MLPs' GELU, ours
 # the exact one: only where the MLPs have that, too, are both the same.

@@ -40,8 +40,8 @@ def read_vocabulary(
         notes.append(f"{VOCABULARY_FILE}: there is none; the tokens of {default} are assumed, whose number fits")
     if tokens is None:
         raise UserError(
-            f"{directory}: has no {VOCABULARY_FILE} and no {TOKENIZER_JSON}, so what its rows mean is unknown; fetch the "
-            "tokenizer's files, too"
+            f"{directory}: has no {VOCABULARY_FILE} and no {TOKENIZER_JSON}, so what its rows mean is unknown; fetch "
+            "the tokenizer's files, too"
         )
     if len(tokens) == size:
         for tokenizer in map(get_tokenizer, TOKENIZER_NAMES):

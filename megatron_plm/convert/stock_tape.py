@@ -13,6 +13,7 @@ from megatron_plm.convert.config_json import (
     CONFIG_JSON,
     ForeignConfig,
     fields_from,
+    model_type_of,
     options_from,
     require_letters,
     require_options,
@@ -24,7 +25,7 @@ from megatron_plm.convert.other_names import NORM_NAMES, with_current_names
 from megatron_plm.convert.pickles import write_pickle
 from megatron_plm.convert.tape import MODEL_TYPE as FORK
 from megatron_plm.convert.tape import lost_rows
-from megatron_plm.convert.tensor_files import PYTORCH_FILE, holds, read_tensors
+from megatron_plm.convert.tensor_files import PYTORCH_FILE, holds_tensor, read_tensors
 from megatron_plm.convert.transforms import vocabulary_rows
 from megatron_plm.convert.weights import DTYPES, Weights, drop_not_carried, export_tensors, import_tensors
 from megatron_plm.errors import UserError
@@ -58,12 +59,12 @@ def read_tape(directory: Path) -> Weights:
 
 
 def write_tape(weights: Weights, directory: Path, dtype: str = "float32") -> tuple[str, ...]:
-    """Write such a directory; returns what is not carried. The format is one pickle: all is in memory when it is written."""
+    """Write such a directory; returns what is not carried. One pickle: all is in memory when it is written."""
     options, ours, theirs = weights.options, weights.tokenizer, get_tokenizer(_TOKENIZER)
     if options.norm_placement == "pre":
         raise UserError(
-            f"--to {NAME}: the model normalizes what goes into attention and MLP (pre-LN), and stock TAPE the sums behind "
-            f"them; --to {FORK} writes it by the names of ProteinLM's fork of TAPE"
+            f"--to {NAME}: the model normalizes what goes into attention and MLP (pre-LN), and stock TAPE the sums "
+            f"behind them; --to {FORK} writes it by the names of ProteinLM's fork of TAPE"
         )
     require_options(options, bert.CARRIED, NAME)
     require_letters(ours, NAME)
@@ -92,7 +93,7 @@ def write_tape(weights: Weights, directory: Path, dtype: str = "float32") -> tup
 FORMAT = Format(
     name=NAME,
     mark=CONFIG_JSON,
-    recognises=lambda path: holds(path, f"{_MARK}.weight", f"{_MARK}.gamma"),
+    recognises=lambda path: model_type_of(path) == "" and holds_tensor(path, f"{_MARK}.weight", f"{_MARK}.gamma"),
     read=read_tape,
     write=write_tape,
     looks_like=f"a {CONFIG_JSON} without model_type, and {PYTORCH_FILE} with the names of TAPE's ProteinBertModel",

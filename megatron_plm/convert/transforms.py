@@ -1,6 +1,6 @@
 """The tensor transforms of the key maps, each with its inverse.
 
-Shapes: N heads, H head size, D hidden size, V vocabulary.
+Shapes: N heads, H head size, D hidden size, F feed-forward size, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,6 +35,30 @@ def split_qkv(num_heads: int) -> Transform:
         return [torch.stack(heads, dim=1).flatten(0, 2)]
 
     return Transform(forward=split, backward=merge)
+
+
+def neighbour_pairs(num_heads: int) -> Transform:
+    """Query, key and value for rotary positions that turn the pairs (i, i + H/2) of a head ↔ the pairs (2i, 2i + 1).
+
+    Weights 3 × [N·H, D]; the rows of the value, which is not turned, stay.
+    """
+
+    def move(tensors: list[Tensor], shape: tuple[int, int]) -> list[Tensor]:
+        query, key, value = tensors
+        halves = (part.unflatten(0, (num_heads, *shape)) for part in (query, key))
+        return [*(part.transpose(1, 2).flatten(0, 2).contiguous() for part in halves), value]
+
+    return Transform(forward=lambda tensors: move(tensors, (2, -1)), backward=lambda tensors: move(tensors, (-1, 2)))
+
+
+def gate_rows() -> Transform:
+    """The map into a SwiGLU with rows [feature, (gate, value)] ↔ [(gate, value), feature]: [2·F, D]."""
+
+    def move(tensors: list[Tensor], shape: tuple[int, int]) -> list[Tensor]:
+        (rows,) = tensors
+        return [rows.unflatten(0, shape).transpose(0, 1).flatten(0, 1).contiguous()]
+
+    return Transform(forward=lambda tensors: move(tensors, (-1, 2)), backward=lambda tensors: move(tensors, (2, -1)))
 
 
 def repeat(count: int) -> Transform:
@@ -86,7 +110,11 @@ def with_token_types(num_types: int) -> Transform:
             return [positions]
         return [positions + types[0]]
 
-    return Transform(forward=lambda tensors: [*tensors, tensors[0].new_zeros(num_types, tensors[0].shape[1])], backward=merge)
+    def split(tensors: list[Tensor]) -> list[Tensor]:
+        (positions,) = tensors
+        return [positions, positions.new_zeros(num_types, positions.shape[1])]
+
+    return Transform(forward=split, backward=merge)
 
 
 def qkv_rows(version: float, tensor_parallel_size: int, num_heads: int) -> Transform:
