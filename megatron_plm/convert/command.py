@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_plm.arguments import ArgumentParser
-from megatron_plm.convert.config_json import write_json
+from megatron_plm.convert import hf_amplify
+from megatron_plm.convert.config_json import model_type_of, write_json
 from megatron_plm.convert.format import Format
 from megatron_plm.convert.lazy import meta_of
 from megatron_plm.convert.pretrained import FORMATS, detect_format, read_checkpoint
@@ -101,7 +102,7 @@ def num_parameters(weights: Weights) -> int:
 
 def next_command(target: str, output: Path) -> str:
     """A command that uses a checkpoint of format `target` at `output`, and can be typed as it stands."""
-    if target == "huggingface":
+    if target == "huggingface" and model_type_of(output) != hf_amplify.MODEL_TYPE:  # whose class is not transformers'
         code = (
             "from transformers import AutoModelForMaskedLM as M, AutoTokenizer as T; "
             f"d = {json.dumps(str(output))}; "

@@ -52,9 +52,9 @@ class ForeignConfig:
             raise UserError(f"{self.place}: {name} {found}; expected a value of type {kind.__name__}")
         return value
 
-    def choice(self, name: str, choices: Mapping[str, str]) -> str:
-        """The key of `choices` whose value the field `name` has; UserError if none has."""
-        value = self.get(name, str)
+    def choice(self, name: str, choices: Mapping[str, str], default: str | None = None) -> str:
+        """The key of `choices` whose value the field `name` has, or `default` where it is absent; UserError if none."""
+        value = self.get(name, str, default)
         for ours, theirs in choices.items():
             if theirs == value:
                 return ours
@@ -129,6 +129,15 @@ def require_options(options: ModelOptions, needed: Mapping[str, Any], format_nam
                 f"--to {format_name}: the model's {name} is {_shown(found)}, and the format holds models with "
                 f"{' or '.join(map(_shown, allowed))} only; --to native keeps it"
             )
+
+
+def require_letters(tokenizer: Tokenizer, format_name: str) -> None:
+    """UserError if the tokens of a model are pieces of several letters, which the format's tokenizer does not know."""
+    if not tokenizer.one_letter_a_token:
+        raise UserError(
+            f"--to {format_name}: the model's tokens are the pieces of {tokenizer.name}, and the format's are letters; "
+            "--to native keeps the model with its tokenizer"
+        )
 
 
 def _shown(value: object) -> str:

@@ -1,27 +1,31 @@
-"""Hugging Face's EsmForMaskedLM: config.json, model.safetensors and the tokenizer's files.
+"""`huggingface`: config.json, model.safetensors and a tokenizer's files, for models that transformers can open.
 
-Field, key and file names are those of transformers' `models/esm` (4.46 to 5.x); neither direction imports it.
+Which layout they have is the model's choice: EsmForMaskedLM, here, BertForMaskedLM (hf_bert.py) or AMPLIFY
+(hf_amplify.py). Field, key and file names are those of transformers' `models/esm` (4.46 to 5.x); neither direction
+imports it.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from megatron_plm.config.options import ModelOptions
+from megatron_plm.convert import hf_amplify, hf_bert
 from megatron_plm.convert.config_json import (
     CONFIG_JSON,
     ForeignConfig,
     fields_from,
     model_type_of,
     options_from,
+    require_letters,
     require_options,
     write_json,
 )
 from megatron_plm.convert.format import Format
+from megatron_plm.convert.hf_tokenizer import VOCABULARY_FILE, read_vocabulary, special_tokens
 from megatron_plm.convert.keymap import Entry, KeyMap, module
-from megatron_plm.convert.lazy import LazyTensors, joined, renamed
+from megatron_plm.convert.lazy import joined
+from megatron_plm.convert.other_names import NORM_NAMES, with_current_names
 from megatron_plm.convert.tensor_files import read_tensors, write_safetensors_shards
 from megatron_plm.convert.transforms import chain, repeat, split_qkv, vocabulary_rows
 from megatron_plm.convert.weights import (
@@ -33,10 +37,10 @@ from megatron_plm.convert.weights import (
 )
 from megatron_plm.errors import UserError
 from megatron_plm.model.layers import RotaryEmbedding
-from megatron_plm.tokenizers import TOKENIZER_NAMES, Tokenizer, get_tokenizer
+from megatron_plm.tokenizers import Tokenizer
 
+NAME = "huggingface"
 MODEL_TYPE = "esm"
-VOCABULARY_FILE = "vocab.txt"
 DEFAULT_SHARD_SIZE = 5 * 10**9  # transformers' own, of most of its versions
 _TIED_DECODER = "lm_head.decoder.weight"
 _LAYER = "esm.encoder.layer.{i}"
@@ -63,8 +67,7 @@ NOT_CARRIED = {
 
 # Names that some versions of transformers write for the same tensors.
 _OTHER_NAMES = (
-    (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
-    (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
+    *NORM_NAMES,
     (re.compile(r"^esm\.rotary_embeddings\.inv_freq$"), _FREQUENCIES.replace("{i}", "0")),
     (re.compile(re.escape(_FREQUENCIES.replace("{i}", "*"))), _FREQUENCIES.replace("{i}", "0")),
 )
@@ -100,7 +103,7 @@ def key_map(options: ModelOptions, ours: Tokenizer, theirs: Sequence[str]) -> Ke
     return KeyMap.build(table, options.num_layers)
 
 
-def read_huggingface(directory: Path) -> Weights:
+def read_esm(directory: Path) -> Weights:
     """Read an EsmForMaskedLM directory; UserError for anything a model of ours would compute differently."""
     config = ForeignConfig.read(directory)
     config.require("model_type", MODEL_TYPE, "only EsmForMaskedLM models can be read")
@@ -108,34 +111,31 @@ def read_huggingface(directory: Path) -> Weights:
     config.require("position_embedding_type", "rotary", "ESM-2 has rotary positions", default="absolute")
     for name in ("is_decoder", "add_cross_attention", "is_folding_model"):
         config.require(name, False, "the models here are plain ESM-2 encoders", default=False)
-    tokenizer, tokens, notes = _read_vocabulary(directory, config)
+    tokenizer, tokens, notes = read_vocabulary(directory, config, default="esm2")
+    for name, token_id in (("mask_token_id", tokenizer.mask_id), ("pad_token_id", tokenizer.pad_id)):
+        config.require(name, tokens.index(tokenizer.tokens[token_id]), "the tokenizer has that token elsewhere")
     options = options_from(
         config,
         tokenizer,
         token_dropout=config.get("token_dropout", bool),
         embedding_layernorm=config.get("emb_layer_norm_before", bool, False),
     )
-    tensors, dropped = drop_not_carried(_with_current_names(read_tensors(directory), directory), NOT_CARRIED)
+    found = with_current_names(read_tensors(directory), _OTHER_NAMES, directory)
+    tensors, dropped = drop_not_carried(found, NOT_CARRIED)
     tensors = import_tensors(key_map(options, tokenizer, tokens), tensors, options, tokenizer, str(directory))
     if INVERSE_FREQUENCIES not in tensors:
         tensors = joined(tensors, {INVERSE_FREQUENCIES: RotaryEmbedding(options.head_dim).inverse_frequencies})
     return Weights(options, tokenizer, tensors, (*notes, *dropped))
 
 
-def write_huggingface(
-    weights: Weights, directory: Path, dtype: str = "float32", shard_size: int = DEFAULT_SHARD_SIZE
-) -> tuple[str, ...]:
+def write_esm(weights: Weights, directory: Path, dtype: str, shard_size: int) -> tuple[str, ...]:
     """Write an EsmForMaskedLM directory with its tokenizer; returns what is not carried.
 
     Weights of more than `shard_size` bytes are cut into several files.
     """
     options, tokenizer = weights.options, weights.tokenizer
-    require_options(options, _CARRIED, "huggingface")
-    if not tokenizer.one_letter_a_token:
-        raise UserError(
-            f"--to huggingface: the model's tokens are the pieces of {tokenizer.name}, and the EsmTokenizer of that "
-            "format cuts proteins into letters only; --to native keeps the model with its tokenizer"
-        )
+    require_options(options, _CARRIED, NAME)
+    require_letters(tokenizer, NAME)
     table = key_map(options, tokenizer, tokenizer.tokens)
     # transformers ties the decoder again; safetensors stores no tensor under two names
     export = export_tensors(table, weights, dtype, leave_out=(_TIED_DECODER,))
@@ -153,13 +153,7 @@ def write_huggingface(
     }
     write_json(directory / CONFIG_JSON, config)
     (directory / VOCABULARY_FILE).write_text("\n".join(tokenizer.tokens), encoding="utf-8")
-    special = {
-        "cls_token": tokenizer.tokens[tokenizer.cls_id],
-        "eos_token": tokenizer.tokens[tokenizer.eos_id],
-        "mask_token": tokenizer.tokens[tokenizer.mask_id],
-        "pad_token": tokenizer.tokens[tokenizer.pad_id],
-        "unk_token": tokenizer.tokens[tokenizer.unk_id],
-    }
+    special = special_tokens(tokenizer)
     write_json(directory / "special_tokens_map.json", special)
     write_json(directory / "tokenizer_config.json", {"tokenizer_class": "EsmTokenizer", **special})
     if weights.has_contact_head:
@@ -167,47 +161,42 @@ def write_huggingface(
     return ("esm.contact_head.regression: this model has none, so transformers' predict_contacts would be random",)
 
 
-def _with_current_names(tensors: Mapping[str, Tensor], directory: Path) -> LazyTensors:
-    names: dict[str, str] = {}
-    for key in tensors:
-        name = key
-        for pattern, replacement in _OTHER_NAMES:
-            name = pattern.sub(replacement, name)
-        if name in names:
-            raise UserError(f"{directory}: it holds {name} twice, once under an older name; keep one of the two")
-        names[name] = key
-    return renamed(tensors, names)
+_READERS = {MODEL_TYPE: read_esm, hf_bert.MODEL_TYPE: hf_bert.read_bert, hf_amplify.MODEL_TYPE: hf_amplify.read_amplify}
+MODEL_TYPES = tuple(_READERS)
 
 
-def _read_vocabulary(directory: Path, config: ForeignConfig) -> tuple[Tokenizer, Sequence[str], list[str]]:
-    """The tokenizer with the tokens of vocab.txt, those tokens in the file's order, and a note if there is no file."""
-    path = directory / VOCABULARY_FILE
-    size = config.get("vocab_size", int)
-    notes = []
-    if path.is_file():
-        tokens: Sequence[str] = path.read_text(encoding="utf-8", errors="replace").split()
-    else:
-        tokens = get_tokenizer("esm2").tokens
-        notes.append(f"{VOCABULARY_FILE}: there is none; ESM-2's tokens are assumed, whose number fits")
-    fitting = [t for t in map(get_tokenizer, TOKENIZER_NAMES) if sorted(t.tokens) == sorted(tokens)]
-    if not fitting or len(tokens) != size:
+def read_huggingface(directory: Path) -> Weights:
+    """Read a directory in the layout that its model_type names."""
+    return _READERS.get(model_type_of(directory) or "", read_esm)(directory)
+
+
+def write_huggingface(
+    weights: Weights, directory: Path, dtype: str = "float32", shard_size: int = DEFAULT_SHARD_SIZE
+) -> tuple[str, ...]:
+    """Write a directory in the layout that can hold such a model; returns what is not carried.
+
+    Weights of more than `shard_size` bytes are cut into several files.
+    """
+    options = weights.options
+    if options.position_embedding_type == "learned_absolute" and options.norm_placement == "pre":
         raise UserError(
-            f"{path}: {len(tokens)} tokens for a vocab_size of {size} in {CONFIG_JSON}; expected one of the "
-            f"vocabularies {', '.join(TOKENIZER_NAMES)}, in any order"
+            f"--to {NAME}: transformers has no model with learned positions that normalizes what goes into attention "
+            "and MLP, as ProteinLM's does; --to proteinlm-tape or --to megatron writes it"
         )
-    tokenizer = fitting[0]
-    for name, token_id in (("mask_token_id", tokenizer.mask_id), ("pad_token_id", tokenizer.pad_id)):
-        config.require(name, tokens.index(tokenizer.tokens[token_id]), f"{path.name} has that token elsewhere")
-    return tokenizer, tokens, notes
+    if options.position_embedding_type == "learned_absolute":
+        write = hf_bert.write_bert
+    else:
+        write = hf_amplify.write_amplify if options.activation == "swiglu" else write_esm
+    return write(weights, directory, dtype, shard_size)
 
 
 FORMAT = Format(
-    name="huggingface",
+    name=NAME,
     mark=CONFIG_JSON,
-    recognises=lambda path: model_type_of(path) == MODEL_TYPE,
+    recognises=lambda path: model_type_of(path) in MODEL_TYPES,
     read=read_huggingface,
     write=write_huggingface,
-    looks_like=f"a {CONFIG_JSON} with model_type {MODEL_TYPE!r}",
+    looks_like=f"a {CONFIG_JSON} with model_type {' or '.join(map(repr, MODEL_TYPES))}",
     write_flags=("shard_size",),
     has_contact_head=True,
 )

@@ -29,10 +29,10 @@ from megatron_plm.convert.megatron_ranks import (
     refuse_missing,
 )
 from megatron_plm.convert.pickles import write_pickle
-from megatron_plm.convert.transforms import chain, padded_rows, qkv_rows, repeat, token_roles, vocabulary_rows
+from megatron_plm.convert.transforms import chain, padded_rows, qkv_rows, repeat, vocabulary_rows
 from megatron_plm.convert.weights import DTYPES, Weights, drop_not_carried, export_tensors, import_tensors
 from megatron_plm.errors import JSON_ERRORS, UserError
-from megatron_plm.tokenizers import Tokenizer, get_tokenizer
+from megatron_plm.tokenizers import Tokenizer, get_tokenizer, token_roles
 
 NAME = "megatron"
 VERSION = 3.0

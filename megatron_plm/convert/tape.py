@@ -5,6 +5,9 @@ of the vocabulary in the order of TAPE's IUPAC tokens. The fork knows learned po
 with rotary positions has config.json say so in fields of its own, `max_position_embeddings` is null, on which the
 fork's constructor stops instead of running with random positions, and one tensor is added. At the tanh GELU,
 `gelu_new`, the fork stops, too.
+
+The fork's own directories have no model_type in config.json. They are read, too, as the model that their numbers were
+made for; what the fork did to these is among the notes.
 """
 
 from pathlib import Path
@@ -19,6 +22,7 @@ from megatron_plm.convert.config_json import (
     fields_from,
     model_type_of,
     options_from,
+    require_letters,
     require_options,
     write_json,
 )
@@ -26,18 +30,22 @@ from megatron_plm.convert.format import Format
 from megatron_plm.convert.keymap import Entry, KeyMap, module
 from megatron_plm.convert.lazy import compact
 from megatron_plm.convert.pickles import write_pickle
-from megatron_plm.convert.tensor_files import PYTORCH_FILE, read_tensors
+from megatron_plm.convert.tensor_files import PYTORCH_FILE, holds_tensor, read_tensors
 from megatron_plm.convert.transforms import (
     chain,
     repeat,
     split_qkv,
-    token_roles,
     vocabulary_rows,
     with_token_types,
 )
-from megatron_plm.convert.weights import INVERSE_FREQUENCIES, Weights, export_tensors, import_tensors
-from megatron_plm.errors import UserError
-from megatron_plm.tokenizers import Tokenizer, get_tokenizer
+from megatron_plm.convert.weights import (
+    INVERSE_FREQUENCIES,
+    Weights,
+    drop_not_carried,
+    export_tensors,
+    import_tensors,
+)
+from megatron_plm.tokenizers import Tokenizer, get_tokenizer, token_roles
 
 MODEL_TYPE = "proteinlm-tape"
 TOKEN_TYPES = "bert.embeddings.token_type_embeddings.weight"
@@ -55,8 +63,25 @@ _CARRIED = {
     "untie_embeddings_and_output_weights": False,
 }
 
+# What the fork's own files hold beyond the model.
+_FORKS_OWN = {
+    "mlm.decoder.weight": "the fork takes the token embedding in its place when it loads the file",
+    "bert.bert_tail_dense.weight": "a layer that the fork never runs",
+    "bert.bert_tail_dense.bias": "a layer that the fork never runs",
+}
+_FORKS_FAULTS = (
+    "ProteinLM's head: the fork's converter leaves it out, so mlm.transform and mlm.bias are those of the model that "
+    "it filled; --from megatron has ProteinLM's",
+    "the fork's neglect of bert.encoder.final_ln, whose output it computes and drops: here it counts, as in ProteinLM",
+)
+_FORKS_GELU = (
+    "the tanh GELU of ProteinLM's training: hidden_act is gelu, the exact one, as the fork computes; "
+    "hidden_act gelu_new in config.json means the tanh form",
+)
+_FORKS_MARK = "bert.encoder.layer.0.input_ln.weight"
 
-def key_map(options: ModelOptions, ours: Tokenizer) -> KeyMap:
+
+def key_map(options: ModelOptions, ours: Tokenizer, num_token_types: int = 1) -> KeyMap:
     """The table for a model of ours with vocabulary `ours`."""
     theirs = _tape_tokenizer()
     rows = vocabulary_rows(token_roles(ours), token_roles(theirs))
@@ -68,7 +93,7 @@ def key_map(options: ModelOptions, ours: Tokenizer) -> KeyMap:
             ("bert.embeddings.word_embeddings.weight", "mlm.decoder.weight"),
             chain(rows, repeat(2)),
         ),
-        _positions(options),
+        _positions(options, num_token_types),
         *module(f"{block}.attention_norm", f"{_LAYER}.input_ln"),
         *module(f"{block}.attention.qkv", *attention, transform=split_qkv(options.num_attention_heads)),
         *module(f"{block}.attention.out", f"{_LAYER}.attention.dense"),
@@ -83,30 +108,35 @@ def key_map(options: ModelOptions, ours: Tokenizer) -> KeyMap:
     return KeyMap.build(table, options.num_layers)
 
 
-def _positions(options: ModelOptions) -> Entry:
+def _positions(options: ModelOptions, num_token_types: int) -> Entry:
     if options.position_embedding_type == "rope":
         return Entry((INVERSE_FREQUENCIES,), ("bert.encoder.rotary.inverse_frequencies",))
     theirs = ("bert.embeddings.position_embeddings.weight", TOKEN_TYPES)
-    return Entry(("encoder.embedding.positions.weight",), theirs, with_token_types())
+    return Entry(("encoder.embedding.positions.weight",), theirs, with_token_types(num_token_types))
 
 
 def read_proteinlm_tape(directory: Path) -> Weights:
     """Read such a directory; the model has TAPE's IUPAC vocabulary. UserError for anything it cannot compute."""
     config = ForeignConfig.read(directory)
     tokenizer = _tape_tokenizer()
-    config.require("model_type", MODEL_TYPE, "only directories that megatron-plm wrote can be read")
     config.require("vocab_size", tokenizer.vocab_size, f"TAPE's IUPAC vocabulary has {tokenizer.vocab_size} tokens")
-    positions = config.choice("position_embedding_type", _POSITIONS)
+    is_forks_own = model_type_of(directory) == ""
+    positions = config.choice("position_embedding_type", _POSITIONS, "absolute" if is_forks_own else None)
     options = options_from(
         config,
         tokenizer,
-        token_dropout=config.get("token_dropout", bool),
+        token_dropout=config.get("token_dropout", bool, False if is_forks_own else None),
         activation=config.choice("hidden_act", _ACTIVATIONS),
         position_embedding_type=positions,
         max_position_embeddings=config.get("max_position_embeddings", int) if positions != "rope" else None,
     )
-    table, found = key_map(options, tokenizer), read_tensors(directory)
-    return Weights(options, tokenizer, import_tensors(table, found, options, tokenizer, str(directory)))
+    table = key_map(options, tokenizer, config.get("type_vocab_size", int, 1))
+    tensors = read_tensors(directory)
+    notes: tuple[str, ...] = ()
+    if is_forks_own:
+        tensors, notes = drop_not_carried(tensors, _FORKS_OWN)
+        notes = (*notes, *_FORKS_FAULTS, *(_FORKS_GELU if options.activation == "gelu" else ()))
+    return Weights(options, tokenizer, import_tensors(table, tensors, options, tokenizer, str(directory)), notes)
 
 
 def write_proteinlm_tape(weights: Weights, directory: Path, dtype: str = "float32") -> tuple[str, ...]:
@@ -122,16 +152,16 @@ def fork_tensors(weights: Weights, dtype: str) -> tuple[dict[str, Tensor], tuple
     model."""
     options, ours, theirs = weights.options, weights.tokenizer, _tape_tokenizer()
     require_options(options, _CARRIED, MODEL_TYPE)
-    if not ours.one_letter_a_token:
-        raise UserError(
-            f"--to {MODEL_TYPE}: the model's tokens are the pieces of {ours.name}, and TAPE's are letters; --to native "
-            "keeps the model with its tokenizer"
-        )
+    require_letters(ours, MODEL_TYPE)
     export = export_tensors(key_map(options, ours), weights, dtype)
     tensors = {key: compact(tensor) for key, tensor in export.stream}
+    return tensors, lost_rows(ours, theirs)
+
+
+def lost_rows(ours: Tokenizer, theirs: Tokenizer) -> tuple[str, ...]:
+    """What is not carried of a model with vocabulary `ours`, if anything."""
     lost = [t for t, role in zip(ours.tokens, token_roles(ours), strict=True) if role not in token_roles(theirs)]
-    notes = (f"the rows of {', '.join(lost)}: TAPE's IUPAC vocabulary has no such tokens",) if lost else ()
-    return tensors, notes
+    return (f"the rows of {', '.join(lost)}: TAPE's IUPAC vocabulary has no such tokens",) if lost else ()
 
 
 def fork_config(options: ModelOptions, dtype: str) -> dict[str, Any]:
@@ -151,10 +181,15 @@ def _tape_tokenizer() -> Tokenizer:
     return get_tokenizer("tape-iupac")
 
 
+def _recognises(path: Path) -> bool:
+    model_type = model_type_of(path)
+    return model_type == MODEL_TYPE or (model_type == "" and holds_tensor(path, _FORKS_MARK))
+
+
 FORMAT = Format(
     name=MODEL_TYPE,
     mark=CONFIG_JSON,
-    recognises=lambda path: model_type_of(path) == MODEL_TYPE,
+    recognises=_recognises,
     read=read_proteinlm_tape,
     write=write_proteinlm_tape,
     looks_like=f"a {CONFIG_JSON} with model_type {MODEL_TYPE!r}",

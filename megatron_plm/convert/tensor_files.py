@@ -41,6 +41,11 @@ def read_tensors(directory: Path) -> Mapping[str, Tensor]:
     raise UserError(f"{directory}: no weights; expected {SAFETENSORS_FILE} or {PYTORCH_FILE} beside its configuration")
 
 
+def holds_tensor(directory: Path, *names: str) -> bool:
+    """Whether a model directory has a tensor of one of these names; UserError as of `read_tensors`."""
+    return not read_tensors(directory).keys().isdisjoint(names)
+
+
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors into one file; OSError if the disk refuses."""
     with _SafetensorsFile(path, meta_of(tensors)) as file:

@@ -1,6 +1,6 @@
 """The tensor transforms of the key maps, each with its inverse.
 
-Shapes: N heads, H head size, D hidden size, V vocabulary.
+Shapes: N heads, H head size, D hidden size, F feed-forward size, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from megatron_plm.convert.keymap import IDENTITY, Transform
-from megatron_plm.tokenizers import Tokenizer
 
 
 def chain(first: Transform, second: Transform) -> Transform:
@@ -36,6 +35,30 @@ def split_qkv(num_heads: int) -> Transform:
         return [torch.stack(heads, dim=1).flatten(0, 2)]
 
     return Transform(forward=split, backward=merge)
+
+
+def neighbour_pairs(num_heads: int) -> Transform:
+    """Query, key and value for rotary positions that turn the pairs (i, i + H/2) of a head ↔ the pairs (2i, 2i + 1).
+
+    Weights 3 × [N·H, D]; the rows of the value, which is not turned, stay.
+    """
+
+    def move(tensors: list[Tensor], shape: tuple[int, int]) -> list[Tensor]:
+        query, key, value = tensors
+        halves = (part.unflatten(0, (num_heads, *shape)) for part in (query, key))
+        return [*(part.transpose(1, 2).flatten(0, 2).contiguous() for part in halves), value]
+
+    return Transform(forward=lambda tensors: move(tensors, (2, -1)), backward=lambda tensors: move(tensors, (-1, 2)))
+
+
+def gate_rows() -> Transform:
+    """The map into a SwiGLU with rows [feature, (gate, value)] ↔ [(gate, value), feature]: [2·F, D]."""
+
+    def move(tensors: list[Tensor], shape: tuple[int, int]) -> list[Tensor]:
+        (rows,) = tensors
+        return [rows.unflatten(0, shape).transpose(0, 1).flatten(0, 1).contiguous()]
+
+    return Transform(forward=lambda tensors: move(tensors, (-1, 2)), backward=lambda tensors: move(tensors, (2, -1)))
 
 
 def repeat(count: int) -> Transform:
@@ -75,8 +98,8 @@ def _select_rows(sources: Sequence[str], targets: Sequence[str]) -> Callable[[li
     return select
 
 
-def with_token_types() -> Transform:
-    """Position vectors [P, D] ↔ those and token-type vectors [S, D], written as one row of zeros.
+def with_token_types(num_types: int) -> Transform:
+    """Position vectors [P, D] ↔ those and token-type vectors [num_types, D], written as zeros.
 
     Every token here is of type 0, whose vector is added to each position's.
     """
@@ -87,7 +110,11 @@ def with_token_types() -> Transform:
             return [positions]
         return [positions + types[0]]
 
-    return Transform(forward=lambda tensors: [*tensors, torch.zeros_like(tensors[0][:1])], backward=merge)
+    def split(tensors: list[Tensor]) -> list[Tensor]:
+        (positions,) = tensors
+        return [positions, positions.new_zeros(num_types, positions.shape[1])]
+
+    return Transform(forward=split, backward=merge)
 
 
 def qkv_rows(version: float, tensor_parallel_size: int, num_heads: int) -> Transform:
@@ -125,18 +152,3 @@ def padded_rows(num_rows: int, padded: int) -> Transform:
         return [torch.cat([tensor, tensor.new_zeros(padded - num_rows, *tensor.shape[1:])])]
 
     return Transform(forward=pad, backward=lambda tensors: [tensors[0][:num_rows]])
-
-
-def token_roles(tokenizer: Tokenizer) -> list[str]:
-    """The tokens of a vocabulary with ESM-2's names for the five special roles, so that vocabularies can be matched.
-
-    Vocabularies name the same role differently: `<eos>` of ESM-2 is `<sep>` of TAPE.
-    """
-    roles = {
-        tokenizer.cls_id: "<cls>",
-        tokenizer.eos_id: "<eos>",
-        tokenizer.pad_id: "<pad>",
-        tokenizer.unk_id: "<unk>",
-        tokenizer.mask_id: "<mask>",
-    }
-    return [roles.get(i, token) for i, token in enumerate(tokenizer.tokens)]

@@ -3,7 +3,13 @@
 from megatron_plm.tokenizers.opening import MODEL_SUFFIX, open_tokenizer, read_model, recorded_tokenizer
 from megatron_plm.tokenizers.piece_model import SPECIAL_TOKENS
 from megatron_plm.tokenizers.pieces import PIECE_LETTERS, PieceTokenizer
-from megatron_plm.tokenizers.vocabulary import STANDARD_AMINO_ACIDS, TOKENIZER_NAMES, Tokenizer, get_tokenizer
+from megatron_plm.tokenizers.vocabulary import (
+    STANDARD_AMINO_ACIDS,
+    TOKENIZER_NAMES,
+    Tokenizer,
+    get_tokenizer,
+    token_roles,
+)
 
 __all__ = [
     "MODEL_SUFFIX",
@@ -17,4 +23,5 @@ __all__ = [
     "open_tokenizer",
     "read_model",
     "recorded_tokenizer",
+    "token_roles",
 ]

@@ -164,3 +164,18 @@ def get_tokenizer(name: str) -> Tokenizer:
         unk_id=vocabulary.tokens.index(vocabulary.unk),
         mask_id=vocabulary.tokens.index(vocabulary.mask),
     )
+
+
+def token_roles(tokenizer: Tokenizer) -> list[str]:
+    """The tokens of a vocabulary with ESM-2's names for the five special roles, so that vocabularies can be matched.
+
+    Vocabularies name the same role differently: `<eos>` of ESM-2 is `<sep>` of TAPE.
+    """
+    roles = {
+        tokenizer.cls_id: "<cls>",
+        tokenizer.eos_id: "<eos>",
+        tokenizer.pad_id: "<pad>",
+        tokenizer.unk_id: "<unk>",
+        tokenizer.mask_id: "<mask>",
+    }
+    return [roles.get(i, token) for i, token in enumerate(tokenizer.tokens)]

@@ -30,12 +30,33 @@ PROTEINLM_TINY = replace(
     attention_dropout=0.1,
     token_dropout=False,
 )
+TAPE_TINY = replace(
+    PROTEINLM_TINY,
+    tokenizer="tape-iupac",
+    norm_placement="post",
+    embedding_layernorm=True,
+    activation="gelu",
+    layernorm_epsilon=1e-12,
+)
+AMPLIFY_TINY = replace(
+    TINY,
+    tokenizer="amplify",
+    ffn_hidden_size=64,
+    normalization="RMSNorm",
+    activation="swiglu",
+    add_bias_linear=False,
+    head_transform=False,
+    untie_embeddings_and_output_weights=True,
+    token_dropout=False,
+)
 
 # Models, and the formats that can carry all of each.
 CARRIED: list[tuple[ModelOptions, tuple[str, ...]]] = [
     (TINY, ("native", "huggingface", "fair-esm")),
     (IUPAC_TINY, ("native", "huggingface", "proteinlm-tape")),
     (PROTEINLM_TINY, ("native", "megatron")),
+    (TAPE_TINY, ("native", "tape", "huggingface")),
+    (AMPLIFY_TINY, ("native", "huggingface")),
     (replace(PROTEINLM_TINY, tokenizer="tape-iupac"), ("native", "proteinlm-tape")),
 ]
 SAMPLE = {name: options for options, names in reversed(CARRIED) for name in names}  # a model for each format
@@ -68,11 +89,11 @@ def options_of(
 
 
 def random_weights(options: ModelOptions = TINY, seed: int = 0) -> Weights:
-    """A random model whose rotary frequencies are rounded through fp16, as those of published ESM-2 files are."""
+    """A random model; an ESM-2's rotary frequencies are rounded through fp16, as those of published files are."""
     tokenizer = get_tokenizer(options.tokenizer)
     model = MaskedLanguageModel(options, tokenizer)
     randomize(model, seed)
-    if model.encoder.rotary is not None:
+    if model.encoder.rotary is not None and options.normalization == "LayerNorm":
         frequencies = model.encoder.rotary.inverse_frequencies
         frequencies.copy_(frequencies.half().float())
     return Weights(options, tokenizer, model.state_dict())

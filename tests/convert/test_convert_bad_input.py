@@ -62,10 +62,10 @@ BAD_HUGGINGFACE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no configuration": (lambda d: (d / "config.json").unlink(), "holds no checkpoint"),
     "a configuration that is no JSON": (lambda d: cut(d / "config.json", 40), "config.json: not valid JSON"),
     "a configuration that is a list": (lambda d: (d / "config.json").write_text("[]"), "expected a JSON object"),
-    "another architecture": (lambda d: edit_config(d, model_type="bert"), "the model_type is 'bert'"),
-    "stock TAPE's configuration": (
+    "another architecture": (lambda d: edit_config(d, model_type="t5"), "the model_type is 't5'"),
+    "a configuration without model_type": (
         lambda d: edit_config(d, model_type=None),
-        "as those of stock TAPE and of ProteinLM",
+        "the names of neither stock TAPE nor ProteinLM's fork",
     ),
     "another vocabulary": (lambda d: (d / "vocab.txt").write_text("A\nC\n"), "2 tokens for a vocab_size of 33"),
     "a pickle of other things": (lambda d: pickled(d, {"weights": [1, 2]}), "expected tensors by name"),

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from megatron_plm.convert import huggingface, tape
 from megatron_plm.convert.keymap import Entry, KeyMap, Transform, module
-from megatron_plm.convert.transforms import chain, repeat, split_qkv, token_roles, vocabulary_rows
+from megatron_plm.convert.transforms import chain, repeat, split_qkv, vocabulary_rows
 from megatron_plm.convert.weights import CONTACT_HEAD, Weights, contact_head_shapes, native_shapes
 from megatron_plm.errors import UserError
-from megatron_plm.tokenizers import get_tokenizer
+from megatron_plm.tokenizers import get_tokenizer, token_roles
 
 ESM2 = get_tokenizer("esm2")
 

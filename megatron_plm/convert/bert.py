@@ -1,0 +1,88 @@
+"""BERT (Devlin et al. 2019, arXiv:1810.04805) under the names that stock TAPE and transformers give it.
+
+Both name the encoder alike, and what is in the head, which TAPE calls `mlm` and transformers `cls.predictions`. Norms
+behind the sums, learned positions, and vectors of two sentences ("token types"), of which proteins are the first.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from megatron_plm.config.options import ModelOptions
+from megatron_plm.convert.keymap import Entry, KeyMap, Transform, module
+from megatron_plm.convert.lazy import meta_of
+from megatron_plm.convert.transforms import chain, repeat, split_qkv, with_token_types
+
+ENCODER = "bert"
+_EMBEDDINGS = f"{ENCODER}.embeddings"
+_LAYER = f"{ENCODER}.encoder.layer.{{i}}"
+POOLER = f"{ENCODER}.pooler.dense"
+TOKEN_TYPES = f"{_EMBEDDINGS}.token_type_embeddings.weight"
+WRITTEN_TOKEN_TYPES = f"{TOKEN_TYPES}: the models here have none; zeros are written"
+
+# The options of every BERT; the other ones of a model can be told in config.json. Their head has the MLPs' GELU, ours
+# the exact one: only where the MLPs have that, too, are both the same.
+CARRIED: dict[str, Any] = {
+    "norm_placement": "post",
+    "normalization": "LayerNorm",
+    "position_embedding_type": "learned_absolute",
+    "activation": "gelu",
+    "add_bias_linear": True,
+    "embedding_layernorm": True,
+    "head_transform": True,
+    "untie_embeddings_and_output_weights": False,
+    "token_dropout": False,
+}
+
+NOT_CARRIED = {
+    f"{POOLER}.weight": "the pooler, which a masked language model never reads",
+    f"{POOLER}.bias": "the pooler, which a masked language model never reads",
+    f"{_EMBEDDINGS}.position_ids": "a constant",
+}
+
+
+def key_map(
+    options: ModelOptions, rows: Transform, *, head: str, num_token_types: int, tied_bias: tuple[str, ...] = ()
+) -> KeyMap:
+    """The table of a model of ours, whose vocabulary's `rows` become theirs, and theirs with a head of that name.
+
+    `tied_bias` are other names of the head's bias.
+    """
+    decoder = f"{head}.decoder.weight"
+    block = "encoder.blocks.{i}"
+    attention = [f"{_LAYER}.attention.self.{part}" for part in ("query", "key", "value")]
+    table = [
+        Entry(
+            ("encoder.embedding.tokens.weight",),
+            (f"{_EMBEDDINGS}.word_embeddings.weight", decoder),
+            chain(rows, repeat(2)),
+            optional=(decoder,),
+        ),
+        Entry(
+            ("encoder.embedding.positions.weight",),
+            (f"{_EMBEDDINGS}.position_embeddings.weight", TOKEN_TYPES),
+            with_token_types(num_token_types),
+        ),
+        *module("encoder.embedding.norm", f"{_EMBEDDINGS}.LayerNorm"),
+        *module(f"{block}.attention.qkv", *attention, transform=split_qkv(options.num_attention_heads)),
+        *module(f"{block}.attention.out", f"{_LAYER}.attention.output.dense"),
+        *module(f"{block}.attention_norm", f"{_LAYER}.attention.output.LayerNorm"),
+        *module(f"{block}.mlp.up", f"{_LAYER}.intermediate.dense"),
+        *module(f"{block}.mlp.down", f"{_LAYER}.output.dense"),
+        *module(f"{block}.mlp_norm", f"{_LAYER}.output.LayerNorm"),
+        *module("head.dense", f"{head}.transform.dense"),
+        *module("head.norm", f"{head}.transform.LayerNorm"),
+        Entry(
+            ("head.bias",), (f"{head}.bias", *tied_bias), chain(rows, repeat(1 + len(tied_bias))), optional=tied_bias
+        ),
+    ]
+    return KeyMap.build(table, options.num_layers)
+
+
+def token_type_notes(theirs: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """What becomes of their token types on import, where that is anything; the vectors are read."""
+    count = len(meta_of(theirs)[TOKEN_TYPES])
+    others = ["the rows of other types than 0, which proteins never have"] if count > 1 else []
+    added = ["row 0 by itself, which is added to the positions"] if theirs[TOKEN_TYPES][0].any() else []
+    return (f"{TOKEN_TYPES}: {' and '.join(others + added)}",) if others or added else ()

@@ -1,0 +1,100 @@
+"""`tape`: the files of stock tape-proteins 0.5, for post-LN models (ProteinBertModel, ProteinBertForMaskedLM).
+
+config.json and pytorch_model.bin; keys as in its `tape/models/modeling_bert.py`; rows of the vocabulary in the order of
+its IUPAC tokens. A directory is told by the names of its weights: its config.json has no model_type.
+"""
+
+from pathlib import Path
+
+import torch
+
+from megatron_plm.convert import bert
+from megatron_plm.convert.config_json import (
+    CONFIG_JSON,
+    ForeignConfig,
+    fields_from,
+    model_type_of,
+    options_from,
+    require_letters,
+    require_options,
+    write_json,
+)
+from megatron_plm.convert.format import Format
+from megatron_plm.convert.lazy import compact
+from megatron_plm.convert.other_names import NORM_NAMES, with_current_names
+from megatron_plm.convert.pickles import write_pickle
+from megatron_plm.convert.tape import MODEL_TYPE as FORK
+from megatron_plm.convert.tape import lost_rows
+from megatron_plm.convert.tensor_files import PYTORCH_FILE, holds_tensor, read_tensors
+from megatron_plm.convert.transforms import vocabulary_rows
+from megatron_plm.convert.weights import DTYPES, Weights, drop_not_carried, export_tensors, import_tensors
+from megatron_plm.errors import UserError
+from megatron_plm.tokenizers import get_tokenizer, token_roles
+
+NAME = "tape"
+_HEAD = "mlm"
+_TOKENIZER = "tape-iupac"
+_MARK = "bert.encoder.layer.0.attention.output.LayerNorm"
+
+
+def read_tape(directory: Path) -> Weights:
+    """Read such a directory; the model has TAPE's IUPAC vocabulary. UserError for anything it cannot compute."""
+    config = ForeignConfig.read(directory)
+    tokenizer = get_tokenizer(_TOKENIZER)
+    config.require("vocab_size", tokenizer.vocab_size, f"TAPE's IUPAC vocabulary has {tokenizer.vocab_size} tokens")
+    config.require("hidden_act", "gelu", "the head of the models here has the exact GELU, and TAPE's has the MLPs'")
+    options = options_from(
+        config,
+        tokenizer,
+        max_position_embeddings=config.get("max_position_embeddings", int),
+        **bert.CARRIED,
+    )
+    found = with_current_names(read_tensors(directory), NORM_NAMES, directory)
+    kept, dropped = drop_not_carried(found, bert.NOT_CARRIED)
+    roles = token_roles(tokenizer)
+    num_types = config.get("type_vocab_size", int)
+    table = bert.key_map(options, vocabulary_rows(roles, roles), head=_HEAD, num_token_types=num_types)
+    tensors = import_tensors(table, kept, options, tokenizer, str(directory))
+    return Weights(options, tokenizer, tensors, (*dropped, *bert.token_type_notes(kept)))
+
+
+def write_tape(weights: Weights, directory: Path, dtype: str = "float32") -> tuple[str, ...]:
+    """Write such a directory; returns what is not carried. One pickle: all is in memory when it is written."""
+    options, ours, theirs = weights.options, weights.tokenizer, get_tokenizer(_TOKENIZER)
+    if options.norm_placement == "pre":
+        raise UserError(
+            f"--to {NAME}: the model normalizes what goes into attention and MLP (pre-LN), and stock TAPE the sums "
+            f"behind them; --to {FORK} writes it by the names of ProteinLM's fork of TAPE"
+        )
+    require_options(options, bert.CARRIED, NAME)
+    require_letters(ours, NAME)
+    rows = vocabulary_rows(token_roles(ours), token_roles(theirs))
+    table = bert.key_map(options, rows, head=_HEAD, num_token_types=1)
+    export = export_tensors(table, weights, dtype)
+    tensors = {key: compact(tensor) for key, tensor in export.stream}
+    # TAPE would fill what it misses with random numbers, other ones at every start.
+    tensors[f"{bert.POOLER}.weight"] = torch.eye(options.hidden_size, dtype=DTYPES[dtype])
+    tensors[f"{bert.POOLER}.bias"] = torch.zeros(options.hidden_size, dtype=DTYPES[dtype])
+    write_pickle(tensors, directory / PYTORCH_FILE)
+    config = {
+        **fields_from(options, theirs, dtype),
+        "hidden_act": "gelu",
+        "max_position_embeddings": options.max_position_embeddings,
+        "type_vocab_size": 1,
+    }
+    write_json(directory / CONFIG_JSON, config)
+    return (
+        f"{bert.POOLER}: the models here have none; the identity is written, so TAPE pools the tanh of <cls>",
+        bert.WRITTEN_TOKEN_TYPES,
+        *lost_rows(ours, theirs),
+    )
+
+
+FORMAT = Format(
+    name=NAME,
+    mark=CONFIG_JSON,
+    recognises=lambda path: model_type_of(path) == "" and holds_tensor(path, f"{_MARK}.weight", f"{_MARK}.gamma"),
+    read=read_tape,
+    write=write_tape,
+    looks_like=f"a {CONFIG_JSON} without model_type, and {PYTORCH_FILE} with the names of TAPE's ProteinBertModel",
+)
