@@ -11,79 +11,16 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_plm.benchmark.flags import Size, add_size, count
+from megatron_plm.benchmark.parity_cases import ALONE, CASES, SHAPE, Case
 from megatron_plm.errors import UserError
 
 # Relative to one process: Adam carries differences of the last bit along, so what can be asked of the weights, and of
 # gradients late in a run, is less than of the loss.
 BARS = {"loss": 1e-5, "grad_norm": 1e-4, "weights": 1e-4}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One layout: its number of processes and its flags. `again`: of parts that other cases have too; the tests leave
-    these to the benchmark."""
-
-    name: str
-    processes: int
-    flags: str
-    again: bool = False
-
-    @property
-    def words(self) -> list[str]:
-        return shlex.split(self.flags)
-
-
-_TP, _PP, _CP = (f"--{kind}-parallel-size" for kind in ("tensor-model", "pipeline-model", "context"))
-_DP = "--data-parallel-sharding"
-CASES = (
-    Case("accumulation", 1, "--micro-batch-size 1"),
-    Case("full recomputation", 1, "--recompute-granularity full"),
-    Case("selective recomputation", 1, "--recompute-granularity selective", again=True),
-    Case("DP2", 2, f"{_DP} none"),
-    Case("ZeRO-2, 2 shards", 2, f"{_DP} zero2", again=True),
-    Case("FSDP2, 2 shards", 2, f"{_DP} zero3"),
-    Case("FSDP2, 2 shards, accumulation", 2, f"{_DP} zero3 --micro-batch-size 1", again=True),
-    Case("TP2", 2, f"{_TP} 2"),
-    Case("TP2+SP", 2, f"{_TP} 2 --sequence-parallel"),
-    Case("TP2+SP, full recomputation", 2, f"{_TP} 2 --sequence-parallel --recompute-granularity full", again=True),
-    Case("TP2+SP, selective recomputation", 2, f"{_TP} 2 --sequence-parallel --recompute-granularity selective"),
-    Case("CP2", 2, f"{_CP} 2"),
-    Case("PP2 gpipe", 2, f"{_PP} 2 --pipeline-schedule gpipe --micro-batch-size 2", again=True),
-    Case("PP2 1f1b", 2, f"{_PP} 2 --micro-batch-size 2"),
-    Case("PP2 1f1b, full recomputation", 2, f"{_PP} 2 --micro-batch-size 2 --recompute-granularity full", again=True),
-    Case("PP2 interleaved", 2, f"{_PP} 2 --pipeline-schedule interleaved --micro-batch-size 2"),
-    Case("PP2 zbv", 2, f"{_PP} 2 --pipeline-schedule zbv --micro-batch-size 2"),
-    Case("DP4", 4, f"{_DP} none --micro-batch-size 2"),
-    Case("HSDP 2 x 2", 4, "--data-parallel-replicate-size 2 --micro-batch-size 2"),
-    Case("TP4", 4, f"{_TP} 4"),
-    Case("TP4+SP", 4, f"{_TP} 4 --sequence-parallel", again=True),
-    Case("PP4 1f1b", 4, f"{_PP} 4 --micro-batch-size 1"),
-    Case("CP4", 4, f"{_CP} 4", again=True),
-    Case("TP2 x PP2", 4, f"{_TP} 2 {_PP} 2 --micro-batch-size 2"),
-    Case("TP2+SP x PP2 interleaved", 4,
-         f"{_TP} 2 --sequence-parallel {_PP} 2 --pipeline-schedule interleaved --micro-batch-size 2", again=True),
-    Case("TP2+SP x FSDP2", 4, f"{_TP} 2 --sequence-parallel --micro-batch-size 2"),
-    Case("TP2 x DP2", 4, f"{_TP} 2 {_DP} none --micro-batch-size 2", again=True),
-    Case("PP2 x FSDP2", 4, f"{_PP} 2 --micro-batch-size 2"),
-    Case("PP2 zbv x ZeRO-2", 4, f"{_PP} 2 --pipeline-schedule zbv {_DP} zero2 --micro-batch-size 2", again=True),
-    Case("PP2 interleaved x FSDP2", 4, f"{_PP} 2 --pipeline-schedule interleaved --micro-batch-size 2", again=True),
-    Case("PP2 x ZeRO-2", 4, f"{_PP} 2 {_DP} zero2 --micro-batch-size 2", again=True),
-    Case("CP2 x FSDP2", 4, f"{_CP} 2 --micro-batch-size 2", again=True),
-    Case("TP2+SP x CP2", 4, f"{_TP} 2 --sequence-parallel {_CP} 2"),
-    Case("CP2 x PP2", 4, f"{_CP} 2 {_PP} 2 --micro-batch-size 2", again=True),
-)  # fmt: skip
-
-# 20 heads, as ESM-2's smaller models have, and layers that four stages don't divide.
-SHAPE = (
-    "--num-layers 6 --hidden-size 80 --num-attention-heads 20 --ffn-hidden-size 160 --seq-length 128 "
-    "--packing-window 64 --micro-batch-size 4 --global-batch-size 8 --lr 1e-3 --min-lr 1e-4 --lr-warmup-iters 5 "
-    "--num-workers 0"
-)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -105,16 +42,21 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
             f"--only {' '.join(options.only)}: no such layout; there are {', '.join(c.name for c in CASES)}"
         )
     shared = [*shlex.split(SHAPE), "--train-iters", str(options.steps), "--data-path", options.data_path]
-    alone = Case("one process", 1, "")
-    return {"cases": compare([alone, *cases], shared, options.steps, say), "bars": BARS}
+    return {"cases": compare(cases, shared, options.steps, say), "bars": BARS}
 
 
 def compare(cases: Sequence[Case], shared: Sequence[str], steps: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Train the cases; returns each one's figures and how far they are from those of the first."""
+    """Train the cases, and in one process each model of theirs; returns each one's figures and how far they are from
+    those of its model in one process."""
     import torch
 
+    cases = [*(ALONE[model] for model in dict.fromkeys(case.model for case in cases)), *cases]
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="benchmark-parity-") as scratch:
+
+        def weights(case: Case) -> Any:
+            return torch.load(Path(scratch) / case.name / "weights.pt", weights_only=True)
+
         for processes in sorted({case.processes for case in cases}):
             mine = [case for case in cases if case.processes == processes]
             _run(mine, shared, steps, Path(scratch), processes)
@@ -122,17 +64,17 @@ def compare(cases: Sequence[Case], shared: Sequence[str], steps: int, say: Calla
                 folder = Path(scratch) / case.name
                 found[case.name] = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
                 say(f"{case.name}: loss {found[case.name]['loss'][-1]:.6f}")
-        reference = found[cases[0].name]
-        weights = torch.load(Path(scratch) / cases[0].name / "weights.pt", weights_only=True)
+        expected = {model: weights(ALONE[model]) for model in {case.model for case in cases}}
         for case in cases:
-            figures = found[case.name]
-            other = torch.load(Path(scratch) / case.name / "weights.pt", weights_only=True)
-            assert other.keys() == weights.keys()
+            figures, reference = found[case.name], found[ALONE[case.model].name]
+            ours, theirs = weights(case), expected[case.model]
+            assert ours.keys() == theirs.keys()
             figures["differences"] = {
                 **{key: _largest(figures[key], reference[key]) for key in ("loss", "grad_norm")},
-                "weights": max(relative_difference(other[name], weight) for name, weight in weights.items()),
+                "weights": max(relative_difference(ours[name], weight) for name, weight in theirs.items()),
             }
             figures["flags"] = case.flags
+            figures["model"] = case.model
             figures["processes"] = case.processes
     return found
 

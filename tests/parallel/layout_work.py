@@ -6,14 +6,14 @@ from pretraining_runs import checkpoint, meet_anew, pretrain
 
 # Five blocks, which neither two nor four stages share out evenly, and heads that four processes have five each of.
 SHAPE = ["--num-layers=5", "--hidden-size=40", "--num-attention-heads=20", "--ffn-hidden-size=80"]
-RUN = [*SHAPE, "--train-iters=10", "--save-interval=5", "--eval-interval=5", "--micro-batch-size=2"]
+RUN = [*SHAPE, "--train-iters=10", "--save-interval=5", "--eval-interval=5", "--eval-iters=2", "--micro-batch-size=2"]
 
 LAYOUTS = {
     "hsdp": ["--data-parallel-replicate-size=2"],
-    "tp_sp": ["--tensor-model-parallel-size=2", "--sequence-parallel"],
+    "tp_sp": ["--tensor-model-parallel-size=2", "--sequence-parallel", "--micro-batch-size=4"],
     "tp_pp": ["--tensor-model-parallel-size=2", "--pipeline-model-parallel-size=2", "--pipeline-schedule=interleaved"],
     "pp_zbv": ["--pipeline-model-parallel-size=2", "--pipeline-schedule=zbv", "--data-parallel-sharding=zero2"],
-    "cp": ["--context-parallel-size=2", "--data-parallel-sharding=none"],
+    "cp": ["--context-parallel-size=2", "--data-parallel-sharding=none", "--micro-batch-size=4"],
 }
 GO_ON = [name for name in LAYOUTS if name != "hsdp"]
 NUM_RUNS = len(LAYOUTS) + len(GO_ON) ** 2 + 4

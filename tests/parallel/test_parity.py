@@ -2,7 +2,8 @@
 
 import pytest
 
-from megatron_plm.benchmark.parity import BARS, CASES, SHAPE, Case, compare
+from megatron_plm.benchmark.parity import BARS, compare
+from megatron_plm.benchmark.parity_cases import ALONE, CASES, SHAPE
 
 # As long as what is measured, and smaller: the time goes into the passes of messages.
 SMALL = [*SHAPE.split(), "--num-layers=5", "--hidden-size=40", "--ffn-hidden-size=80", "--seq-length=64", "--lr=3e-3"]
@@ -13,12 +14,13 @@ TESTED = [case for case in CASES if not case.again]
 @pytest.fixture(scope="module")
 def found(pair_data):
     shared = [*SMALL, f"--train-iters={STEPS}", f"--data-path={pair_data.train}"]
-    return compare([Case("one process", 1, ""), *TESTED], shared, STEPS, lambda _: None)
+    return compare(TESTED, shared, STEPS, lambda _: None)
 
 
 @pytest.mark.timeout(900)
-def test_one_process_learned_so_that_equal_losses_say_something(found):
-    losses = found["one process"]["loss"]
+@pytest.mark.parametrize("model", ALONE)
+def test_one_process_learned_so_that_equal_losses_say_something(found, model):
+    losses = found[ALONE[model].name]["loss"]
     assert len(losses) == STEPS
     assert losses[-1] < losses[0] - 0.2
 
