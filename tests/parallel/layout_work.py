@@ -16,12 +16,19 @@ LAYOUTS = {
     "cp": ["--context-parallel-size=2", "--data-parallel-sharding=none"],
 }
 GO_ON = [name for name in LAYOUTS if name != "hsdp"]
-NUM_RUNS = len(LAYOUTS) + len(GO_ON) ** 2 + 3
+OTHER_VOCABULARY = ("hsdp", "tp_pp", "pp_zbv")
+NUM_RUNS = len(LAYOUTS) + len(GO_ON) ** 2 + 3 + len(OTHER_VOCABULARY)
+
+
+def other_vocabulary(folder: Path, one_process: Path) -> list[str]:
+    """Flags of a step that begins with weights of another vocabulary than that of its dataset, folder/iupac."""
+    data = [f"--{name}={folder / 'iupac'}" for name in ("data-path", "valid-data-path")]
+    return [*data, "--tokenizer=tape-iupac", f"--pretrained-checkpoint={checkpoint(one_process, 5)}", "--train-iters=1"]
 
 
 def work(flags: list[str], one_process: Path, folder: Path) -> None:
     """Below `folder`: runs of ten steps by layout; LAYOUT_from_LAYOUT, which go on at step 5; others go on from one
-    process, and with another pipeline."""
+    process, and with another pipeline, or with another vocabulary."""
     runs = dict(LAYOUTS)
     for name in GO_ON:
         runs |= {f"{name}_from_{other}": [*LAYOUTS[name], f"--load={checkpoint(folder / other, 5)}"] for other in GO_ON}
@@ -29,6 +36,8 @@ def work(flags: list[str], one_process: Path, folder: Path) -> None:
         "--pipeline-model-parallel-size=4", "--pipeline-layout=0,2,3,0", f"--load={checkpoint(one_process, 5)}",
     ]  # fmt: skip
     runs["weights"] = [*LAYOUTS["pp_zbv"], f"--pretrained-checkpoint={checkpoint(one_process, 5)}", "--train-iters=1"]
+    for name in OTHER_VOCABULARY:
+        runs[f"{name}_other_vocabulary"] = [*LAYOUTS[name], *other_vocabulary(folder, one_process)]
     runs["other_shape"] = [*LAYOUTS["tp_pp"], "--num-layers=6", f"--load={checkpoint(folder / 'hsdp', 5)}"]
     for name, more in runs.items():
         meet_anew()

@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 
 import pytest
-from layout_work import GO_ON, LAYOUTS, NUM_RUNS, RUN, work
+from layout_work import GO_ON, LAYOUTS, NUM_RUNS, OTHER_VOCABULARY, RUN, other_vocabulary, work
 from pretraining_runs import (
     checkpoint,
     column,
@@ -14,6 +14,7 @@ from pretraining_runs import (
     read_tensors,
     records,
 )
+from sample_proteins import pair_proteins, write_dataset
 
 # Only the order of additions differs; see test_two_processes.py.
 LOSS, GRAD_NORM, WEIGHTS = 1e-5, 1e-4, 1e-4
@@ -29,6 +30,7 @@ def alone(pair_data, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def folder(pair_data, alone, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("layouts")
+    write_dataset(folder / "iupac", pair_proteins(60, seed=3), tokenizer="tape-iupac")
     in_processes(4, functools.partial(work, pair_data.flags, alone), folder, groups=NUM_RUNS, seconds=290)
     return folder
 
@@ -75,6 +77,15 @@ def test_one_process_goes_on_where_every_layout_stopped(folder, alone, pair_data
         assert pretrain(*pair_data.flags, *RUN, load, f"--save={tmp_path / name}") == 0
         losses = column(tmp_path / name, "train", "loss")
         assert losses == pytest.approx(column(alone, "train", "loss")[5:], rel=LOSS)
+
+
+def test_rows_of_another_vocabulary_go_by_token_at_every_layout(folder, alone, pair_data, tmp_path):
+    assert pretrain(*pair_data.flags, *RUN, *other_vocabulary(folder, alone), f"--save={tmp_path}") == 0
+    for name in OTHER_VOCABULARY:
+        run = folder / f"{name}_other_vocabulary"
+        assert column(run, "train", "loss") == pytest.approx(column(tmp_path, "train", "loss"), rel=LOSS)
+        tensors, expected = (read_tensors(checkpoint(path)) for path in (run, tmp_path))
+        assert largest_relative_difference(tensors, expected, "model.") < WEIGHTS
 
 
 def test_a_checkpoint_of_another_shape_is_refused_once(folder):
