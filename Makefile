@@ -63,7 +63,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/data
 
 $(VENV)/.test: $(VENV)/.installed
 	$(INSTALL_HERE) EXTRAS=test
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps megatron-core==0.16.1
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps megatron-core==0.16.1 tape-proteins==0.5
 	@touch $@
 
 # --- the demo, step by step ----------------------------------------------------------------------------------------

@@ -184,11 +184,6 @@ CASES = [
         ["--load", "checkpoint's tokenizer is 'esm2'", "'tape-iupac'"],
     ),
     Case(
-        "pretrain", "dataset of another tokenizer than the weights to begin with", nothing,
-        ["--data-path=data/tape", "--tokenizer=tape-iupac", "--pretrained-checkpoint=run"],
-        ["--pretrained-checkpoint", "checkpoint's tokenizer is 'esm2'", "'tape-iupac'"],
-    ),
-    Case(
         "pretrain", "misspelt key", put("run.toml", b"[model]\nhiden_size = 32\n"), ["--config=run.toml"],
         ["run.toml", "hiden_size", "did you mean 'hidden_size'?"],
     ),

@@ -87,8 +87,8 @@ def key_map(options: ModelOptions, rows: Transform) -> KeyMap:
 def read_amplify(directory: Path) -> Weights:
     """Read such a directory; UserError for anything a model of ours would compute differently."""
     config = ForeignConfig.read(directory)
-    for name, value in _NEEDED.items():
-        config.require(name, value, "the published AMPLIFY models have another, and only their kind can be read")
+    for name, value in _NEEDED.items():  # which are the defaults of their class, too
+        config.require(name, value, "only the kind of the published AMPLIFY models can be read", default=value)
     tokenizer, tokens, notes = read_vocabulary(directory, config, default="amplify")
     dropout = config.get("dropout_prob", float, 0.0)
     options = ModelOptions(
@@ -97,7 +97,7 @@ def read_amplify(directory: Path) -> Weights:
         num_layers=config.get("num_hidden_layers", int),
         hidden_size=config.get("hidden_size", int),
         num_attention_heads=config.get("num_attention_heads", int),
-        ffn_hidden_size=_swiglu_width(config.get("intermediate_size", int)),
+        ffn_hidden_size=swiglu_width(config.get("intermediate_size", int)),
         layernorm_epsilon=config.get("norm_eps", float),
         hidden_dropout=dropout,
         attention_dropout=dropout,
@@ -143,7 +143,7 @@ def _config(options: ModelOptions, tokenizer: Tokenizer, dtype: str) -> dict[str
         "hidden_size": options.hidden_size,
         "num_hidden_layers": options.num_layers,
         "num_attention_heads": options.num_attention_heads,
-        "intermediate_size": _stated_width(options),
+        "intermediate_size": stated_width(options),
         "norm_eps": options.layernorm_epsilon,
         "dropout_prob": options.hidden_dropout,
         "embedding_init_range": options.init_method_std,
@@ -159,15 +159,15 @@ def _config(options: ModelOptions, tokenizer: Tokenizer, dtype: str) -> dict[str
     }
 
 
-def _swiglu_width(stated: int) -> int:
+def swiglu_width(stated: int) -> int:
     """The width behind the gate, for the width that AMPLIFY's configuration states: two thirds, up to a multiple."""
     return -(-int(2 * stated / 3) // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
 
 
-def _stated_width(options: ModelOptions) -> int:
+def stated_width(options: ModelOptions) -> int:
     """What to state for a model's width: four times the hidden size, as published, where that gives it."""
     usual = 4 * options.hidden_size
-    return usual if _swiglu_width(usual) == options.ffn_size else options.ffn_size * 3 // 2
+    return usual if swiglu_width(usual) == options.ffn_size else options.ffn_size * 3 // 2
 
 
 def _computed(head_dim: int) -> Transform:

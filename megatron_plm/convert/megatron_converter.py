@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from megatron_plm.arguments import ArgumentParser
+from megatron_plm.convert.bert import TOKEN_TYPES
 from megatron_plm.convert.config_json import CONFIG_JSON, write_json
 from megatron_plm.convert.keymap import check_keys
 from megatron_plm.convert.megatron import FORMAT
 from megatron_plm.convert.pickles import read_pickle, tensors_by_name, write_pickle
 from megatron_plm.convert.pretrained import read_checkpoint
-from megatron_plm.convert.tape import TOKEN_TYPES, fork_config, fork_tensors
+from megatron_plm.convert.tape import fork_config, fork_tensors
 from megatron_plm.convert.weights import DTYPES, Weights
 from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_file

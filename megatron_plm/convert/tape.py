@@ -16,6 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from megatron_plm.config.options import ModelOptions
+from megatron_plm.convert import bert
+from megatron_plm.convert.bert import TOKEN_TYPES
 from megatron_plm.convert.config_json import (
     CONFIG_JSON,
     ForeignConfig,
@@ -48,8 +50,8 @@ from megatron_plm.convert.weights import (
 from megatron_plm.tokenizers import Tokenizer, get_tokenizer, token_roles
 
 MODEL_TYPE = "proteinlm-tape"
-TOKEN_TYPES = "bert.embeddings.token_type_embeddings.weight"
 _LAYER = "bert.encoder.layer.{i}"
+_TIED_DECODER = "mlm.decoder.weight"
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}  # ours: transformers' name, of which TAPE has the first
 _POSITIONS = {"rope": "rotary", "learned_absolute": "absolute"}
 
@@ -65,7 +67,7 @@ _CARRIED = {
 
 # What the fork's own files hold beyond the model.
 _FORKS_OWN = {
-    "mlm.decoder.weight": "the fork takes the token embedding in its place when it loads the file",
+    _TIED_DECODER: "the fork takes the token embedding in its place when it loads the file",
     "bert.bert_tail_dense.weight": "a layer that the fork never runs",
     "bert.bert_tail_dense.bias": "a layer that the fork never runs",
 }
@@ -90,8 +92,9 @@ def key_map(options: ModelOptions, ours: Tokenizer, num_token_types: int = 1) ->
     table = [
         Entry(
             ("encoder.embedding.tokens.weight",),
-            ("bert.embeddings.word_embeddings.weight", "mlm.decoder.weight"),
+            ("bert.embeddings.word_embeddings.weight", _TIED_DECODER),
             chain(rows, repeat(2)),
+            optional=(_TIED_DECODER,),
         ),
         _positions(options, num_token_types),
         *module(f"{block}.attention_norm", f"{_LAYER}.input_ln"),
@@ -131,12 +134,13 @@ def read_proteinlm_tape(directory: Path) -> Weights:
         max_position_embeddings=config.get("max_position_embeddings", int) if positions != "rope" else None,
     )
     table = key_map(options, tokenizer, config.get("type_vocab_size", int, 1))
-    tensors = read_tensors(directory)
-    notes: tuple[str, ...] = ()
+    found = read_tensors(directory)
+    kept, notes = drop_not_carried(found, _FORKS_OWN) if is_forks_own else (found, ())
+    tensors = import_tensors(table, kept, options, tokenizer, str(directory))
     if is_forks_own:
-        tensors, notes = drop_not_carried(tensors, _FORKS_OWN)
-        notes = (*notes, *_FORKS_FAULTS, *(_FORKS_GELU if options.activation == "gelu" else ()))
-    return Weights(options, tokenizer, import_tensors(table, tensors, options, tokenizer, str(directory)), notes)
+        gelu = _FORKS_GELU if options.activation == "gelu" else ()
+        notes = (*notes, *bert.token_type_notes(kept), *_FORKS_FAULTS, *gelu)
+    return Weights(options, tokenizer, tensors, notes)
 
 
 def write_proteinlm_tape(weights: Weights, directory: Path, dtype: str = "float32") -> tuple[str, ...]:

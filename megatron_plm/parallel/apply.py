@@ -84,7 +84,7 @@ def build_model(config: Config, tokenizer: Tokenizer, world: World) -> ParallelM
     parts, num_parameters = assemble(config, tokenizer, world)
     for part in parts:
         part.to_empty(device=world.device)
-        initialize(part, config.model, config.training.seed, piece=_piece)
+        initialize(part, config.model, config.training.seed, piece=piece_here)
     copies = {name: p for part in parts if isinstance(part, Stage) for name, p in part.copies().items()}
     copied = {id(p) for p in copies.values()}
     named = [(name, p) for part in parts for name, p in part.named_parameters()]
@@ -185,7 +185,8 @@ def _shard(part: nn.Module, blocks: Sequence[Block], config: Config, world: Worl
         module.set_force_sum_reduction_for_comms(True)
 
 
-def _piece(parameter: Tensor) -> Piece:
+def piece_here(parameter: Tensor) -> Piece:
+    """What this process holds of a parameter."""
     if not isinstance(parameter, DTensor):
         return parameter, (0,) * parameter.dim()
     _, start = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)

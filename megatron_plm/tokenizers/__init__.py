@@ -8,6 +8,7 @@ from megatron_plm.tokenizers.vocabulary import (
     TOKENIZER_NAMES,
     Tokenizer,
     get_tokenizer,
+    matching_rows,
     token_roles,
 )
 
@@ -20,6 +21,7 @@ __all__ = [
     "PieceTokenizer",
     "Tokenizer",
     "get_tokenizer",
+    "matching_rows",
     "open_tokenizer",
     "read_model",
     "recorded_tokenizer",

@@ -179,3 +179,9 @@ def token_roles(tokenizer: Tokenizer) -> list[str]:
         tokenizer.mask_id: "<mask>",
     }
     return [roles.get(i, token) for i, token in enumerate(tokenizer.tokens)]
+
+
+def matching_rows(tokenizer: Tokenizer, other: Tokenizer) -> list[int | None]:
+    """For each token of `tokenizer` the id of the one of the same role or text in `other`; None where there is none."""
+    row = {role: i for i, role in enumerate(token_roles(other))}
+    return [row.get(role) for role in token_roles(tokenizer)]

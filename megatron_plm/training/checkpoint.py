@@ -34,7 +34,10 @@ from megatron_plm.distributed_checkpoint import (
 )
 from megatron_plm.errors import UserError
 from megatron_plm.files import publish_directory, replace_symlink
+from megatron_plm.training.other_vocabulary import BY_TOKEN, OtherVocabulary
 from megatron_plm.training.state import Progress, Run
+
+_ONLY_IN_TRAINING = ("hidden_dropout", "attention_dropout")  # options of the model that its weights do not depend on
 
 
 def save_checkpoint(run: Run, run_directory: Path) -> Path:
@@ -82,20 +85,28 @@ def load_checkpoint(run: Run, source: Path) -> Path:
     return path
 
 
-def load_pretrained_weights(run: Run, source: Path) -> Path:
-    """Put only the weights of the checkpoint that `source` names into `run`, which begins anew. Returns its path.
+def load_pretrained_weights(run: Run, source: Path) -> str:
+    """Put only the weights of the checkpoint that `source` names into `run`, which begins anew. Returns words on it.
 
-    Raises UserError where the checkpoint's model or tokenizer is not the run's.
+    Where the checkpoint has another tokenizer, the rows of its tokens go by their names; a token that it lacks keeps
+    its initial values. Raises UserError where its model is not the run's, or no residue is in both vocabularies.
     """
     flag = "--pretrained-checkpoint"
     path = find_checkpoint(source)
     saved_config, saved = read_description(path)
-    if checkpoint_tokenizer(path, saved).sha256 != run.datasets.tokenizer.sha256:
+    vocabulary = OtherVocabulary(ours=run.datasets.tokenizer, theirs=checkpoint_tokenizer(path, saved))
+    is_other = vocabulary.theirs.sha256 != vocabulary.ours.sha256
+    if is_other and not vocabulary.shares_residues:
         raise _other_tokenizer(flag, path, saved, run)
-    _refuse_differences(flag, path, _model_options(saved_config, run.config))
-    _read(run, path, {"model": _tensors(run, copies=True)["model"]}, flag)
+    of_weights = [pair for pair in _model_options(saved_config, run.config) if pair[0] not in _ONLY_IN_TRAINING]
+    _refuse_differences(flag, path, of_weights)
+    state = _tensors(run, copies=True)["model"]
+    whole = {name: vocabulary.room_for(state[name]) for name in BY_TOKEN if is_other and name in state}
+    _read(run, path, {"model": {**state, **whole}}, flag)
+    for name, tensor in whole.items():
+        vocabulary.fill(state[name], tensor)
     _fill_copies(run)
-    return path
+    return f"the weights of {path}" + (f"; {vocabulary.told()}" if is_other else "")
 
 
 def _tensors(run: Run, *, copies: bool) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def _load(run: Run) -> str:
         return f", going on from {path} at step {run.progress.step}"
     words = f", no checkpoint in {options.load} yet" if options.load else ""
     if options.pretrained_checkpoint:
-        words += f", beginning with the weights of {load_pretrained_weights(run, Path(options.pretrained_checkpoint))}"
+        words += f", beginning with {load_pretrained_weights(run, Path(options.pretrained_checkpoint))}"
     return words
 
 
@@ -207,12 +207,15 @@ def _say_what_next(run: Run, status: str) -> None:
     elif status == "interrupted":
         again = command_line("pretrain", ["--config", directory / CONFIG_FILE, "--load", directory])
         print(f"interrupted, saved at step {run.progress.step}\nnext: {again}")
-    elif not run.datasets.tokenizer.one_letter_a_token:  # no other format has its tokens
+    elif not run.datasets.tokenizer.one_letter_a_token or run.config.model.objective == "clm":
+        # no other format has its tokens, or its objective
         more = ["--config", directory / CONFIG_FILE, "--load", directory]
         more += ["--train-iters", 2 * run.config.training.train_iters]
         print(f"wrote {directory}\nnext: {command_line('pretrain', more)}")
     else:
-        flags = ["--from", "native", "--to", "huggingface", "--input", directory, "--output", f"out/{directory.name}"]
+        model = run.config.model  # none of transformers' has learned positions and norms before attention and MLP
+        target = "proteinlm-tape" if model.max_position_embeddings and model.norm_placement == "pre" else "huggingface"
+        flags = ["--from", "native", "--to", target, "--input", directory, "--output", f"out/{directory.name}"]
         print(f"wrote {directory}\nnext: {command_line('convert-checkpoint', flags)}")
 
 

@@ -23,8 +23,8 @@ from megatron_plm.errors import UserError, run_command
 
 REPOSITORY = Path(__file__).parents[2]
 PAIRS = {
-    f"{source} to {target}, {options.tokenizer} {options.position_embedding_type}": (options, source, target)
-    for options, names in CARRIED
+    f"{source} to {target}, model {number}": (options, source, target)
+    for number, (options, names) in enumerate(CARRIED)
     for source in names
     for target in names
 }

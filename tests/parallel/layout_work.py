@@ -16,13 +16,21 @@ LAYOUTS = {
     "cp": ["--context-parallel-size=2", "--data-parallel-sharding=none", "--micro-batch-size=4"],
 }
 GO_ON = [name for name in LAYOUTS if name != "hsdp"]
-NUM_RUNS = len(LAYOUTS) + len(GO_ON) ** 2 + 4
 BEGIN = ["--train-iters=2", "--seed=77"]
+OTHER_VOCABULARY = ("hsdp", "tp_pp", "pp_zbv")
+NUM_RUNS = len(LAYOUTS) + len(GO_ON) ** 2 + 4 + len(OTHER_VOCABULARY)
+
+
+def other_vocabulary(folder: Path, one_process: Path) -> list[str]:
+    """Flags of a step that begins with weights of another vocabulary than that of its dataset, folder/iupac."""
+    data = [f"--{name}={folder / 'iupac'}" for name in ("data-path", "valid-data-path")]
+    return [*data, "--tokenizer=tape-iupac", f"--pretrained-checkpoint={checkpoint(one_process, 5)}", "--train-iters=1"]
 
 
 def work(flags: list[str], one_process: Path, imported: Path, folder: Path) -> None:
     """Below `folder`: runs of ten steps by layout; LAYOUT_from_LAYOUT, which go on at step 5; others go on from one
-    process, with another pipeline, or begin with the weights of `imported`, a converted checkpoint."""
+    process, with another pipeline, begin with the weights of `imported`, a converted checkpoint, or have another
+    vocabulary."""
     runs = dict(LAYOUTS)
     for name in GO_ON:
         runs |= {f"{name}_from_{other}": [*LAYOUTS[name], f"--load={checkpoint(folder / other, 5)}"] for other in GO_ON}
@@ -31,6 +39,8 @@ def work(flags: list[str], one_process: Path, imported: Path, folder: Path) -> N
     ]  # fmt: skip
     for name in ("tp_pp", "pp_zbv"):
         runs[f"{name}_imported"] = [*LAYOUTS[name], *BEGIN, f"--pretrained-checkpoint={imported}"]
+    for name in OTHER_VOCABULARY:
+        runs[f"{name}_other_vocabulary"] = [*LAYOUTS[name], *other_vocabulary(folder, one_process)]
     runs["other_shape"] = [*LAYOUTS["tp_pp"], "--num-layers=6", f"--load={checkpoint(folder / 'hsdp', 5)}"]
     for name, more in runs.items():
         meet_anew()

@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 
 import pytest
-from layout_work import BEGIN, GO_ON, LAYOUTS, NUM_RUNS, RUN, work
+from layout_work import BEGIN, GO_ON, LAYOUTS, NUM_RUNS, OTHER_VOCABULARY, RUN, other_vocabulary, work
 from pretraining_runs import (
     checkpoint,
     column,
@@ -15,6 +15,7 @@ from pretraining_runs import (
     records,
 )
 from safetensors.torch import load_file
+from sample_proteins import pair_proteins, write_dataset
 
 from megatron_plm.convert.command import main as converter
 from megatron_plm.errors import run_command
@@ -42,6 +43,7 @@ def imported(alone, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def folder(pair_data, alone, imported, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("layouts")
+    write_dataset(folder / "iupac", pair_proteins(60, seed=3), tokenizer="tape-iupac")
     in_processes(4, functools.partial(work, pair_data.flags, alone, imported), folder, groups=NUM_RUNS, seconds=290)
     return folder
 
@@ -115,6 +117,15 @@ def test_an_imported_checkpoint_begins_a_layouts_run_as_it_begins_one_process(fo
     losses = column(run, "train", "loss")
     assert column(folder / f"{name}_imported", "train", "loss") == pytest.approx(losses, rel=LOSS)
     assert losses[0] < column(alone, "train", "loss")[0] - 0.1, "it had learnt something"
+
+
+def test_rows_of_another_vocabulary_go_by_token_at_every_layout(folder, alone, pair_data, tmp_path):
+    assert pretrain(*pair_data.flags, *RUN, *other_vocabulary(folder, alone), f"--save={tmp_path}") == 0
+    for name in OTHER_VOCABULARY:
+        run = folder / f"{name}_other_vocabulary"
+        assert column(run, "train", "loss") == pytest.approx(column(tmp_path, "train", "loss"), rel=LOSS)
+        tensors, expected = (read_tensors(checkpoint(path)) for path in (run, tmp_path))
+        assert largest_relative_difference(tensors, expected, "model.") < WEIGHTS
 
 
 def test_a_checkpoint_of_another_shape_is_refused_once(folder):

@@ -130,13 +130,20 @@ def test_a_checkpoint_without_its_model_or_with_another_is_refused(
         assert words in capsys.readouterr().err
 
 
-def test_the_weights_of_another_tokenizer_name_the_file_to_preprocess_with(
+def test_a_run_of_another_tokenizer_goes_on_with_the_pieces_that_both_have_and_none_other(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(place / "bpe.model", trained("bpe"))
+    bpe = trained("bpe")
+    write(place / "bpe.model", bpe)
     source = str(EXAMPLES / "pretrain_valid.fasta.gz")
     assert run_command(preprocess, ["--input", source, "--tokenizer=bpe.model", "--output-prefix=bpe"]) == 0
-    flags = ["--data-path=bpe", "--tokenizer=bpe.model", "--train-iters=1", "--pretrained-checkpoint=run"]
-    assert pretrain(*SHAPE, *flags) == 2
+    flags = ["--data-path=bpe", "--tokenizer=bpe.model", "--train-iters=1"]
+    capsys.readouterr()
+    assert pretrain(*SHAPE, *flags, "--pretrained-checkpoint=run") == 0
+    shared = len(set(bpe.tokens) & set(TOKENIZER.tokens))
+    assert 10 < shared < len(bpe.tokens)
+    told = f"its rows of pieces.model go by name to {shared} of {len(bpe.tokens)} tokens, initial values to "
+    assert told in capsys.readouterr().out
+    assert pretrain(*SHAPE, *flags, "--load=run") == 2
     way_out = f"preprocess the FASTA file with --tokenizer {find_checkpoint(place / 'run') / 'tokenizer.model'}"
     assert way_out in capsys.readouterr().err
