@@ -47,6 +47,9 @@ def pair_data(tmp_path_factory) -> PairData:
     )
 
 
+DROPOUT = ("--hidden-dropout=0.2", "--attention-dropout=0.2")
+
+
 @pytest.fixture(scope="session")
 def one_process(pair_data, tmp_path_factory) -> Path:
     """A folder of runs in one process, by name; each is 20 steps with checkpoints at 10 and 20."""
@@ -60,6 +63,8 @@ def one_process(pair_data, tmp_path_factory) -> Path:
             "accumulate_1": [*pair_data.flags, "--micro-batch-size=1"],
             "recompute": [*pair_data.flags, "--recompute-granularity=full"],
             "bf16": [*pair_data.flags, "--bf16"],
+            "dropout": [*pair_data.flags, *DROPOUT],
+            "dropout_recompute": [*pair_data.flags, *DROPOUT, "--recompute-granularity=full"],
         },
         folder,
     )

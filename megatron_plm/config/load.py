@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_plm.arguments import ArgumentParser
-from megatron_plm.config.options import GROUPS, Config, option_fields
+from megatron_plm.config.options import GROUPS, NONE, Config, option_fields
 from megatron_plm.config.presets import PRESETS, preset_options
 from megatron_plm.errors import UserError, suggestion
 
@@ -22,7 +22,7 @@ def build_parser(prog: str) -> ArgumentParser:
     parser.add_argument("--print-config", action="store_true", help="print the resolved options as TOML and stop")
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
     for entry in option_fields().values():
-        text = entry.help.replace("%", "%%")
+        text = entry.help.replace("%", "%%") + (f": {' | '.join(entry.choices)}" if entry.choices else "")
         if entry.default is not None:
             text += f" (default: {entry.default})"
         if entry.type is bool:
@@ -31,7 +31,7 @@ def build_parser(prog: str) -> ArgumentParser:
             several = entry.type is tuple
             groups[entry.group].add_argument(
                 entry.flag,
-                type=str if several else entry.type,
+                type=str if several else _number_or_none if entry.optional and entry.type is int else entry.type,
                 choices=entry.choices,
                 help=text,
                 metavar="PREFIX" if several else entry.type.__name__.upper(),
@@ -122,6 +122,8 @@ def to_toml(config: Config) -> str:
         chosen = getattr(config, group)
         for entry in fields(options):
             value = getattr(chosen, entry.name)
+            if value is None and PRESETS.get(config.preset or "", {}).get(entry.name) is not None:
+                value = NONE  # else the preset's would come back
             if value is not None:
                 lines.append(f"{entry.name} = {_toml_value(value)}")
     return "\n".join(lines).lstrip("\n") + "\n"
@@ -131,6 +133,10 @@ def from_toml(text: str, *, place: str) -> Config:
     """Read what `to_toml` wrote; every option stands in it, so presets need not be known any more."""
     preset, values = parse_tables(tomllib.loads(text), place=place)
     return config_from_values(values, preset=preset)
+
+
+def _number_or_none(word: str) -> int | str:
+    return word if word == NONE else int(word)
 
 
 def _names(group: str) -> list[str]:

@@ -10,6 +10,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from megatron_plm.errors import UserError
 
+NONE = "none"  # unsets an optional number, as a preset may have set it
+
 
 def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -> Any:
     """A dataclass field that also carries the text of its flag's help and its allowed values."""
@@ -39,7 +41,9 @@ class ModelOptions:
         "positions as rotations of queries and keys, or as vectors added to the tokens'",
         choices=("rope", "learned_absolute"),
     )
-    max_position_embeddings: int | None = option(None, "learned positions; no row can be longer")
+    max_position_embeddings: int | None = option(
+        None, "how many learned positions there are; a row can have no more tokens"
+    )
     activation: str = option(
         "gelu",
         "inside the MLP: GELU, exact or by tanh, or the gated SwiGLU",
@@ -50,7 +54,9 @@ class ModelOptions:
     head_transform: bool = option(True, "a linear map, GELU and a norm between the encoder and the output matrix")
     untie_embeddings_and_output_weights: bool = option(False, "an output matrix apart from the token embedding")
     hidden_dropout: float = option(0.0, "dropout of the embedding and of what each block adds")
-    attention_dropout: float = option(0.0, "dropout of attention weights; no flash attention knows it")
+    attention_dropout: float = option(
+        0.0, "dropout of attention weights, which torch's variable-length attention lacks: slower"
+    )
     objective: str = option(
         "mlm",
         "what is predicted: masked residues (mlm), or each next one from those before it (clm)",
@@ -228,7 +234,7 @@ class OptionField:
 
     def check(self, value: Any, place: str) -> Any:
         """Return `value` in the option's type, or raise UserError naming `place`."""
-        if value is None and self.optional:
+        if self.optional and (value is None or (self.type is int and value == NONE)):
             return None
         if self.type is tuple:
             words = [value] if isinstance(value, str) else value

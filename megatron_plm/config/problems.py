@@ -53,7 +53,7 @@ def problems(config: Config, *, world_size: int = 1) -> list[str]:
         require(
             divides,
             f"--hidden-size {model.hidden_size} is not divisible by --num-attention-heads "
-            f"{model.num_attention_heads}; {_divisors_text(model.hidden_size, model.num_attention_heads)}",
+            f"{model.num_attention_heads}; {_divisors_text(model)}",
         )
         require(
             not divides or model.head_dim % 2 == 0 or model.position_embedding_type != "rope",
@@ -70,7 +70,7 @@ def problems(config: Config, *, world_size: int = 1) -> list[str]:
 def _position_problems(model: ModelOptions, data: DataOptions) -> list[str]:
     room = model.max_position_embeddings
     if model.position_embedding_type == "rope":
-        unused = f"--max-position-embeddings {room}: rotary positions have no limit; leave it out, or choose "
+        unused = f"--max-position-embeddings {room}: rotary positions have no limit; give none, or choose "
         return [unused + "--position-embedding-type learned_absolute"] if room is not None else []
     if room is None or room < 1:
         given = "is missing" if room is None else f"must be above 0, not {room}"
@@ -85,8 +85,9 @@ def _position_problems(model: ModelOptions, data: DataOptions) -> list[str]:
     return []
 
 
-def _divisors_text(hidden_size: int, wanted: int) -> str:
-    """The head counts nearest to `wanted` that divide `hidden_size` into even heads."""
-    counts = [n for n in range(1, hidden_size + 1) if hidden_size % n == 0 and (hidden_size // n) % 2 == 0]
-    nearest = sorted(sorted(counts, key=lambda n: abs(n - wanted))[:3])
+def _divisors_text(model: ModelOptions) -> str:
+    """The head counts nearest to what was asked for that divide the hidden size, rotary positions into even heads."""
+    size, multiple = model.hidden_size, 2 if model.position_embedding_type == "rope" else 1
+    counts = [n for n in range(1, size + 1) if size % n == 0 and (size // n) % multiple == 0]
+    nearest = sorted(sorted(counts, key=lambda n: abs(n - model.num_attention_heads))[:3])
     return f"head counts that do: {', '.join(map(str, nearest))}" if nearest else "choose an even hidden size"

@@ -33,7 +33,7 @@ class Sequences:
 def attention_path(device: torch.device, dtype: torch.dtype, *, dropout: bool = False) -> str:
     """In words, how attention over `dtype` is computed on `device` in training, and why not faster."""
     if dropout:
-        return "protein by protein (slower: no flash attention knows dropout; --attention-dropout 0 is faster)"
+        return "protein by protein (torch's variable-length attention has no dropout: --attention-dropout 0 is faster)"
     if _has_flash_attention(device, dtype):
         return "flash, all proteins at once"
     slower = f" (flash attention takes no {str(dtype).removeprefix('torch.')}: --bf16 is faster)"
@@ -69,11 +69,11 @@ def packed_attention(
 
     `dropout` of the attention weights draws from torch's generator: nothing but a kernel sees them.
 
-    On a GPU all sequences are one call of variable-length flash attention, which exists for 16-bit numbers only, and
-    without dropout. In fp32, and on the CPU, each sequence is one call of the fused kernel.
+    On a GPU all sequences are one call of variable-length flash attention, which torch has for 16-bit numbers
+    only, and without dropout. In fp32, and on the CPU, each sequence is one call of the fused kernel.
     """
     if sequences.flash:
-        assert not dropout, "flash attention knows no dropout"
+        assert not dropout, "torch's variable-length attention has no dropout"
         # Imported here: the module exists only in builds of torch that have the CUDA kernel.
         from torch.nn.attention.varlen import varlen_attn
 

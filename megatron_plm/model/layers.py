@@ -127,7 +127,12 @@ def token_keys(row_keys_B: Tensor | None, length: int) -> Tensor:
     """For each token a number below 2^32, by the key of its row and its place in it: int64 [B] to int64 [B, L]."""
     assert row_keys_B is not None, "dropout in training is keyed by the rows: it needs their keys"
     places_L = torch.arange(1, length + 1, device=row_keys_B.device)
-    return _mixed((row_keys_B & _LOW)[:, None] ^ _mixed(places_L ^ (row_keys_B >> 32 & _LOW)[:, None]))
+    return _mixed((row_keys_B & _LOW)[:, None] ^ _mixed(places_L ^ _mixed(row_keys_B >> 32 & _LOW)[:, None]))
+
+
+def block_keys(keys_BL: Tensor, index: int) -> Tensor:
+    """The tokens' keys of block `index`: each block has its own, so that no compiled block has to know which it is."""
+    return _mixed(keys_BL ^ _mixed(torch.full((), index + 1, device=keys_BL.device)))
 
 
 class DropoutKeys(nn.Module):
@@ -141,7 +146,7 @@ class HiddenDropout(nn.Module):
     """Dropout as a pure function of (row, place in the row, feature, site): the same however the rows are laid out over
     processes, and again when the backward pass recomputes it.
 
-    torch's own draws from one stream in the order in which calls come. `site` tells the places in the model apart.
+    torch's own draws from one stream in the order in which calls come. `site` tells those apart that have the same keys.
     """
 
     def __init__(self, rate: float, *, site: int) -> None:

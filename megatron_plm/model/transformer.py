@@ -19,6 +19,7 @@ from megatron_plm.model.layers import (
     HiddenDropout,
     RotaryEmbedding,
     TokenEmbedding,
+    block_keys,
     build_norm,
     rotate,
 )
@@ -49,15 +50,15 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each added to the residual stream; what each reads is normalized, or the sum behind it."""
 
-    def __init__(self, options: ModelOptions, index: int) -> None:
+    def __init__(self, options: ModelOptions) -> None:
         super().__init__()
         self.pre_norm = options.norm_placement == "pre"
         self.attention_norm = build_norm(options)
         self.attention = Attention(options)
-        self.attention_dropout = HiddenDropout(options.hidden_dropout, site=2 * index + 1)
+        self.attention_dropout = HiddenDropout(options.hidden_dropout, site=1)
         self.mlp_norm = build_norm(options)
         self.mlp = MLP(options)
-        self.mlp_dropout = HiddenDropout(options.hidden_dropout, site=2 * index + 2)
+        self.mlp_dropout = HiddenDropout(options.hidden_dropout, site=2)
 
     def forward(
         self,
@@ -84,7 +85,7 @@ class Encoder(nn.Module):
         self.rotary = RotaryEmbedding(options.head_dim) if options.position_embedding_type == "rope" else None
         self.hidden_dropout, self.attention_dropout = options.hidden_dropout, options.attention_dropout
         self.dropout_keys = DropoutKeys()
-        self.blocks = nn.ModuleDict({str(index): Block(options, index) for index in range(options.num_layers)})
+        self.blocks = nn.ModuleDict({str(index): Block(options) for index in range(options.num_layers)})
         # A post-LN block ends with a norm of its own.
         self.final_norm = build_norm(options) if options.norm_placement == "pre" else nn.Identity()
 
@@ -119,8 +120,9 @@ class Encoder(nn.Module):
         drops_attention = self.training and self.attention_dropout > 0
         sequences = Sequences.from_cu_seqlens(cu_seqlens, max_length or length, x_BLD.dtype, dropout=drops_attention)
         keys_BL = self.dropout_keys(row_keys_B, length) if self.training and self.hidden_dropout else None
-        for block in self.blocks.values():
-            x_BLD = block(x_BLD, rotary, sequences, keys_BL)
+        for index, block in self.blocks.items():
+            own_keys_BL = None if keys_BL is None else block_keys(keys_BL, int(index))
+            x_BLD = block(x_BLD, rotary, sequences, own_keys_BL)
         return x_BLD
 
 

@@ -281,3 +281,17 @@ def test_all_problems_are_told_at_once():
 def test_defaults_and_presets_have_no_problem():
     assert problems(Config()) == []
     assert all(problems(resolve("--preset", name)) == [] for name in PRESETS)
+
+
+def test_none_unsets_a_number_that_a_preset_sets_and_the_saved_configuration_remembers_it(tmp_path):
+    flags = ["--preset=proteinlm-200m", "--position-embedding-type=rope", "--max-position-embeddings=none"]
+    config = resolve(*flags)
+    assert config.model.max_position_embeddings is None
+    assert problems(config) == []
+    text = to_toml(config)
+    assert 'max_position_embeddings = "none"' in text
+    assert from_toml(text, place="the text") == config
+    (file := tmp_path / "saved.toml").write_text(text)
+    assert resolve("--config", str(file)) == config
+    with pytest.raises(UserError, match="--num-layers"):
+        resolve("--num-layers=none")

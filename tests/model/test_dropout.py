@@ -1,11 +1,15 @@
 """Dropout drops at its rate without a pattern, and the same whatever the layout."""
 
+import itertools
+from dataclasses import replace
+
 import pytest
 import torch
 from packing import SHAPE, build, pack, random_proteins
 from scipy.stats import chi2
 
-from megatron_plm.model.layers import HiddenDropout, token_keys
+from megatron_plm.model.attention import Sequences, packed_attention
+from megatron_plm.model.layers import HiddenDropout, block_keys, token_keys
 
 RATE = 0.1
 ROWS, LENGTH, WIDTH = 16, 256, 128
@@ -29,6 +33,13 @@ def test_the_share_that_is_dropped_is_the_rate_along_every_dim(rate):
         statistic = ((count - n * rate) ** 2 / (n * rate * (1 - rate))).sum()
         assert chi2.sf(float(statistic), len(count)) > SURE
         assert chi2.cdf(float(statistic), len(count)) > SURE  # nor is it more even than chance
+
+
+def test_no_two_tokens_rows_or_blocks_share_keys():
+    row_keys = torch.tensor([7, 7 + 2**32, 8, 7 + 2**33])
+    keys = token_keys(row_keys, 64)
+    blocks = torch.stack([block_keys(keys, index) for index in range(12)])
+    assert len(set(keys.flatten().tolist()) | set(blocks.flatten().tolist())) == 13 * keys.numel()
 
 
 def test_what_is_kept_is_scaled_so_that_the_mean_stays():
@@ -68,7 +79,7 @@ def test_it_is_off_in_evaluation():
 
 
 def test_a_model_drops_by_its_row_keys_alone():
-    model = build(SHAPE.__class__(**{**vars(SHAPE), "hidden_dropout": 0.2}))
+    model = build(replace(SHAPE, hidden_dropout=0.2))
     rows = pack([[p] for p in random_proteins([20, 20])], 20)
     keys = torch.tensor([11, 12])
     first, again, other = (model.encoder(*rows, k) for k in (keys, keys, keys + 5))
@@ -82,8 +93,66 @@ def test_a_model_drops_by_its_row_keys_alone():
     torch.testing.assert_close(model.encoder(*swapped, keys.flip(0)).flip(0), first)
 
 
+@pytest.mark.parametrize("norm_placement", ["pre", "post"])
+def test_every_branch_of_every_block_drops_by_itself_before_it_is_added(norm_placement):
+    learned = {
+        "position_embedding_type": "learned_absolute",
+        "max_position_embeddings": 60,
+        "embedding_layernorm": True,
+    }
+    model = build(replace(SHAPE, **learned, hidden_dropout=0.2, norm_placement=norm_placement, token_dropout=False))
+    seen, outputs = {}, {}
+    for name, module in model.encoder.named_modules():
+        if isinstance(module, HiddenDropout):
+            module.register_forward_hook(lambda _, given, out, name=name: seen.update({name: (given[0], out)}))
+        elif name.endswith((".attention", ".mlp", "embedding.norm")):
+            module.register_forward_hook(lambda _, __, out, name=name: outputs.update({name: out}))
+    inputs = []
+    for block in model.encoder.blocks.values():
+        block.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    encoded = model.encoder(*pack([random_proteins([60]), random_proteins([60], seed=1)], 60), torch.tensor([5, 6]))
+    assert len(seen) == 2 * SHAPE.num_layers + 1
+    masks = [(out == 0) & (x != 0) for x, out in seen.values()]
+    for x, out in seen.values():
+        kept = out != 0
+        torch.testing.assert_close(out[kept], x[kept] / 0.8)
+    for one, other in itertools.combinations(masks, 2):
+        # However features are paired: no feature of one site drops as some feature of another does.
+        a, b = (mask.double().flatten(0, 1) - 0.2 for mask in (one, other))
+        correlations = (a.T @ b) / len(a) / (0.2 * 0.8)
+        assert correlations.abs().max() < 6 / len(a) ** 0.5
+    given = {name: x for name, (x, _) in seen.items()}
+    added = {name: out for name, (_, out) in seen.items()}
+    assert given["embedding.dropout"] is outputs["embedding.norm"]
+    assert inputs[0] is added["embedding.dropout"]
+    stream = [*inputs, encoded]
+    for i, block in model.encoder.blocks.items():
+        assert given[f"blocks.{i}.attention_dropout"] is outputs[f"blocks.{i}.attention"]
+        assert given[f"blocks.{i}.mlp_dropout"] is outputs[f"blocks.{i}.mlp"]
+        x, attention, mlp = stream[int(i)], added[f"blocks.{i}.attention_dropout"], added[f"blocks.{i}.mlp_dropout"]
+        if norm_placement == "pre":
+            expected = x + attention + mlp
+            if int(i) + 1 == SHAPE.num_layers:
+                expected = model.encoder.final_norm(expected)
+        else:
+            expected = block.mlp_norm(block.attention_norm(x + attention) + mlp)
+        torch.testing.assert_close(stream[int(i) + 1], expected)
+
+
+def test_attention_dropout_drops_at_its_rate():
+    """With equal queries and keys each of L tokens weighs 1/L; of ones as values the share that is kept comes out."""
+    L, N, p = 64, 200, 0.3
+    torch.manual_seed(0)
+    sequences = Sequences.from_cu_seqlens(torch.tensor([0, L], dtype=torch.int32), L, torch.float64)
+    flat, ones = torch.zeros(L, N, 1, dtype=torch.float64), torch.ones(L, N, 1, dtype=torch.float64)
+    kept = packed_attention(flat, flat, ones, sequences, dropout=p)
+    count = kept.numel()
+    assert abs(kept.mean() - 1) < 5 * (p / (1 - p) / L / count) ** 0.5
+    assert kept.var() == pytest.approx(p / (1 - p) / L, rel=5 * (2 / count) ** 0.5)
+
+
 def test_attention_dropout_drops_in_training_and_keeps_the_mean():
-    model = build(SHAPE.__class__(**{**vars(SHAPE), "num_layers": 1, "attention_dropout": 0.3}))
+    model = build(replace(SHAPE, num_layers=1, attention_dropout=0.3))
     block = model.encoder.blocks["0"].attention
     rows = pack([random_proteins([30])], 30)
     model.encoder.embedding.eval()

@@ -104,6 +104,30 @@ def test_a_gated_mlp_without_biases_is_what_it_says():
     assert not any(name.endswith("bias") for name, _ in model.encoder.named_parameters())
 
 
+def test_epsilon_and_kind_are_those_of_every_norm():
+    options = replace(FAMILY["amplify"], head_transform=True, embedding_layernorm=True, layernorm_epsilon=0.5)
+    model = build(options)
+    norms = {name: m for name, m in model.named_modules() if name.endswith("norm")}
+    assert len(norms) == 2 * options.num_layers + 3
+    x = torch.randn(3, options.hidden_size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for name, norm in norms.items():
+        expected = x / (x.pow(2).mean(-1, keepdim=True) + 0.5).sqrt() * norm.weight
+        torch.testing.assert_close(norm(x), expected, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_tanh_form_is_the_mlps_alone():
+    model = build(FAMILY["proteinlm"])
+    mlp, head = model.encoder.blocks["0"].mlp, model.head
+    x = torch.randn(2, 5, SHAPE.hidden_size, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    inside = x @ mlp.up.weight.T + mlp.up.bias
+    tanh = 0.5 * inside * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (inside + 0.044715 * inside**3)))
+    torch.testing.assert_close(mlp(x), tanh @ mlp.down.weight.T + mlp.down.bias, **TOLERANCE)
+    dense = x @ head.dense.weight.T + head.dense.bias
+    exact = head.norm(0.5 * dense * (1 + torch.erf(dense / 2**0.5)))
+    matrix = model.encoder.embedding.tokens.weight
+    torch.testing.assert_close(head(x, matrix), exact @ matrix.T + head.bias, **TOLERANCE)
+
+
 def test_a_head_of_its_own_does_not_follow_the_embedding():
     model = build(FAMILY["amplify"])
     x = torch.randn(1, 4, SHAPE.hidden_size, dtype=torch.float64)

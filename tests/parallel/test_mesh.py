@@ -111,7 +111,8 @@ def test_compiled_blocks_train_as_plain_ones_and_are_compiled_once(pair_data, mo
         return inductor(graph, *rest, **how)
 
     monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", counted)
-    flags = [*pair_data.flags, "--train-iters=6"]
+    # Four blocks, so that one compiled for each would show.
+    flags = [*pair_data.flags, "--train-iters=6", "--num-layers=4", "--hidden-dropout=0.1"]
     (plain, _), (fast, _) = (train_case([*flags, *more], 6) for more in ([], ["--compile"]))
     assert fast["loss"] == pytest.approx(plain["loss"], rel=1e-5)
     assert compiled

@@ -55,7 +55,7 @@ def test_what_tensor_parallelism_leaves_of_a_block_is_what_dtensor_leaves(tp):
     with pretended_rank(tp - 1, tp):
         mesh = init_device_mesh("cpu", (tp,))
         with torch.device("meta"):
-            block = Block(WIDE, 0)
+            block = Block(WIDE)
         column, row = ColwiseParallel(), RowwiseParallel()
         parallelize_module(
             block, mesh, {"attention.qkv": column, "attention.out": row, "mlp.up": column, "mlp.down": row}
@@ -78,7 +78,7 @@ def test_every_shard_is_what_fsdp_leaves(shards):
     for rank in {0, 1, shards // 2, shards - 1} & set(range(shards)):
         with pretended_rank(rank, shards):
             with torch.device("meta"):
-                block = Block(WIDE, 0)
+                block = Block(WIDE)
             fully_shard(block, mesh=init_device_mesh("cpu", (shards,)))
             assert held_parameters([block]) == sum(weight.shard(1, shards, rank) for weight in weights)
     total = sum(weight.shard(1, shards, rank) for weight in weights for rank in range(shards))

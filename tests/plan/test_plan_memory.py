@@ -68,7 +68,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def block_and_input(model: ModelOptions, dtype: torch.dtype):
-    block = Block(model, 0).to(dtype)
+    block = Block(model).to(dtype)
     x_BLD = torch.randn(B, L, model.hidden_size, dtype=dtype, requires_grad=True)
     rotary = RotaryEmbedding(model.head_dim)(torch.arange(L).expand(B, L), dtype)
     cuts = torch.tensor([0, 40, L, B * L], dtype=torch.int32)

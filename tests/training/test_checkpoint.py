@@ -18,9 +18,14 @@ from megatron_plm.training import checkpoint as checkpoint_module
 from megatron_plm.training import pretrain as pretrain_module
 
 
-@pytest.mark.parametrize("name", ["plain", "bf16", "recompute"])
+@pytest.mark.parametrize("name", ["plain", "bf16", "recompute", "dropout"])
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(name, one_process, pair_data, tmp_path):
-    flags = {"plain": [], "bf16": ["--bf16"], "recompute": ["--recompute-granularity=full"]}[name]
+    flags = {
+        "plain": [],
+        "bf16": ["--bf16"],
+        "recompute": ["--recompute-granularity=full"],
+        "dropout": ["--hidden-dropout=0.2", "--attention-dropout=0.2"],
+    }[name]
     whole = one_process / name
     assert pretrain(*pair_data.flags, *flags, f"--load={checkpoint(whole, 10)}", f"--save={tmp_path}") == 0
     assert same_bits(read_tensors(checkpoint(tmp_path)), read_tensors(checkpoint(whole)))

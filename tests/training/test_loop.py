@@ -20,10 +20,17 @@ def test_gradient_accumulation_is_the_whole_batch_at_once(one_process, name):
     assert largest_relative_difference(*weights, "model.") < WEIGHTS
 
 
-def test_recomputing_each_block_changes_no_bit(one_process):
-    plain, recomputed = one_process / "plain", one_process / "recompute"
+@pytest.mark.parametrize("names", [("plain", "recompute"), ("dropout", "dropout_recompute")])
+def test_recomputing_each_block_changes_no_bit(one_process, names):
+    plain, recomputed = (one_process / name for name in names)
     assert column(recomputed, "train", "loss") == column(plain, "train", "loss")
     assert same_bits(read_tensors(checkpoint(recomputed)), read_tensors(checkpoint(plain)))
+
+
+def test_dropout_acts_in_training(one_process):
+    plain, dropped = (column(one_process / name, "train", "loss") for name in ("plain", "dropout"))
+    assert all(a != b for a, b in zip(plain, dropped, strict=True))
+    assert dropped[-1] < dropped[0] - 0.05, "and lets it learn"
 
 
 def test_bfloat16_trains_and_stays_close_to_float32(one_process):
