@@ -85,6 +85,7 @@ def fit(
                 optimizer, learning_rate(step, peak=peak, minimum=0.0, warmup=warmup, total=total, style="linear")
             )
             parts = [part.tolist() for part in np.array_split(batch, options.accumulation) if len(part)]
+            torch.manual_seed(derive_key("finetune dropout", options.seed, step))
             batch_loss, batch_labels, norm = train_step(model, task, train, parts, optimizer, options.max_grad_norm)
             if not math.isfinite(batch_loss + norm):
                 raise _diverged(f"epoch {number}, step {index + 1}", f"loss {batch_loss:g} and gradient norm {norm:g}")
@@ -119,10 +120,12 @@ def train_step(
     if num_labels == 0:
         return 0.0, 0, 0.0
     loss_sum = 0.0
+    model.train()
     for part in parts:
         loss = task.loss(source.outputs(part), source.chosen(part))
         (loss / num_labels).backward()
         loss_sum += loss.item()
+    model.eval()
     norm = clip_gradients(model.parameters(), max_grad_norm).item()
     optimizer.step()
     optimizer.zero_grad()

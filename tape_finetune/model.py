@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.convert.pretrained import Pretrained, load_pretrained
+from megatron_plm.data.packing import NUM_SPECIAL_TOKENS
 from megatron_plm.errors import UserError
 from megatron_plm.model.initialize import initialize
 from megatron_plm.model.transformer import Encoder, MaskedLanguageModel
@@ -25,10 +26,11 @@ _ONEHOT_TOKENIZER = "esm2"
 class BaseModel(nn.Module, ABC):
     """From packed proteins to a feature vector a residue, [R, D]."""
 
-    def __init__(self, tokenizer: Tokenizer, num_features: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, num_features: int, max_residues: int | None = None) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.num_features = num_features
+        self.max_residues = max_residues  # of one protein; None where there is no limit
 
     @abstractmethod
     def forward(self, packed: Packed) -> Tensor:
@@ -39,12 +41,15 @@ class EncoderModel(BaseModel):
     """The Transformer encoder's output."""
 
     def __init__(self, encoder: Encoder, options: ModelOptions, tokenizer: Tokenizer) -> None:
-        super().__init__(tokenizer, options.hidden_size)
+        positions = options.max_position_embeddings
+        super().__init__(tokenizer, options.hidden_size, None if positions is None else positions - NUM_SPECIAL_TOKENS)
         self.options = options
         self.encoder = encoder
 
     def forward(self, packed: Packed) -> Tensor:
-        row_keys_1 = torch.randint(2**62, (1,)) if self.training and self.options.hidden_dropout else None
+        row_keys_1 = None
+        if self.training and self.options.hidden_dropout:
+            row_keys_1 = torch.randint(2**62, (1,), device=packed.tokens.device)
         x_1TD = self.encoder(packed.tokens, packed.positions, packed.segment_ids, packed.cu_seqlens, row_keys_1)
         return x_1TD[0, packed.residue_index]
 
@@ -60,13 +65,17 @@ class OneHotModel(BaseModel):
 
 
 class TaskModel(nn.Module):
-    """A base model and a head; the head's level says whether it reads residues or whole proteins."""
+    """A base model and a head; the head's level says whether it reads residues or whole proteins.
+
+    It is in evaluation mode, without dropout, but for the passes of a training step.
+    """
 
     def __init__(self, base: BaseModel, head: Head, level: Level) -> None:
         super().__init__()
         self.base = base
         self.head = head
         self.level = level
+        self.eval()
 
     def features(self, packed: Packed) -> Tensor:
         """What the head reads: [n, D] for the level "protein", else [R, D]."""

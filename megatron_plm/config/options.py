@@ -55,7 +55,7 @@ class ModelOptions:
     untie_embeddings_and_output_weights: bool = option(False, "an output matrix apart from the token embedding")
     hidden_dropout: float = option(0.0, "dropout of the embedding and of what each block adds")
     attention_dropout: float = option(
-        0.0, "dropout of attention weights, which torch's variable-length attention lacks: slower"
+        0.0, "dropout of attention weights; slower on a GPU, as torch's packed attention lacks it"
     )
     objective: str = option(
         "mlm",

@@ -146,7 +146,7 @@ class HiddenDropout(nn.Module):
     """Dropout as a pure function of (row, place in the row, feature, site): the same however the rows are laid out over
     processes, and again when the backward pass recomputes it.
 
-    torch's own draws from one stream in the order in which calls come. `site` tells those apart that have the same keys.
+    torch's own draws from one stream in the order in which calls come. `site` tells those with the same keys apart.
     """
 
     def __init__(self, rate: float, *, site: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from finetune_sample import write_csv, write_jsonl
 
+from megatron_plm.errors import UserError
 from megatron_plm.report.results import read_result
 from tape_finetune import evaluate, train
 
@@ -95,6 +96,28 @@ def test_two_runs_write_the_same_results(freeze, checkpoint, peptide_dir, tmp_pa
     (_, other) = _train(tmp_path, "transformer", "csv", *flags, "--seed", "7", name="c")
     assert _without_times(first) == _without_times(second)
     assert first["epochs"] != other["epochs"]
+
+
+@pytest.mark.parametrize("freeze", [[], ["--freeze"]], ids=["whole", "frozen"])
+def test_dropout_acts_in_training_alone_and_by_the_seed(freeze, dropout_checkpoint, peptide_dir, tmp_path):
+    flags = ["--data_dir", peptide_dir, *CSV, "--from_pretrained", dropout_checkpoint, *FEW, *freeze]
+    (directory, first), (_, second) = (_train(tmp_path, "transformer", "csv", *flags, name=name) for name in "ab")
+    assert _without_times(first) == _without_times(second)
+    for split in ("valid", "test"):
+        assert evaluate.main(["transformer", "csv", str(directory), "--split", split]) == 0
+    again = json.loads((directory / "results.json").read_text())
+    assert again["splits"] == first["splits"]
+
+
+def test_proteins_longer_than_the_learned_positions_are_cropped_and_counted(dropout_checkpoint, peptide_dir, tmp_path):
+    flags = ["--data_dir", peptide_dir, *CSV, "--from_pretrained", dropout_checkpoint, *FEW]
+    directory, results = _train(tmp_path, "transformer", "csv", *flags)
+    with (peptide_dir / "test.csv").open() as file:
+        longer = sum(len(row["sequence"]) > 18 for row in csv.DictReader(file))
+    assert results["splits"]["test"]["cropped"] == longer > 0
+    assert evaluate.main(["transformer", "csv", str(directory), "--split", "test"]) == 0
+    with pytest.raises(UserError, match="--max_length 19: the model has learned positions for 18 residues"):
+        _train(tmp_path, "transformer", "csv", *flags, "--max_length", "19", name="longer")
 
 
 def test_freezing_trains_the_head_only(checkpoint, peptide_dir, tmp_path):

@@ -45,6 +45,22 @@ def _model(checkpoint: Path, task: Task) -> TaskModel:
     return TaskModel(base, head, task.level)
 
 
+def test_a_model_drops_in_the_passes_of_training_only(dropout_checkpoint, peptide_dir):
+    task = _task(peptide_dir)
+    model = _model(dropout_checkpoint, task)
+    modes = []
+    model.base.encoder.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    examples = task.load("train", peptide_dir / "train.csv", model.base.max_residues).examples
+    source = Source(model, examples)
+    calibrate(model, source, seed=1)
+    optimizer = build_optimizer(model.parameters(), lr=1e-3, weight_decay=0.0)
+    before = len(modes)
+    train_step(model, task, source, [[0, 1], [2]], optimizer, max_grad_norm=0.0)
+    assert modes == [False] * before + [True] * 2
+    score_one(source, task, "accuracy")
+    assert not any(modes[before + 2 :])
+
+
 def _source(model: TaskModel, task: Task, folder: Path, split: str) -> Source:
     return Source(model, task.load(split, folder / f"{split}.csv", None).examples)
 
