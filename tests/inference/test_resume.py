@@ -52,7 +52,7 @@ def killed(argv: list[str], output: Path, records: int) -> None:
     """Run the command until so many proteins are certain, and kill it."""
     process = subprocess.Popen([sys.executable, "-c", SLOW, *argv], env=environment())
     try:
-        wait_for(lambda: journal(output)["records"] >= records, "work", process=process)
+        wait_for(lambda: journal(output)["records"] >= records, "work", process=process, seconds=200)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -144,10 +144,10 @@ def test_a_second_run_of_the_same_output_is_refused(folder, tmp_path, capsys):
     output = tmp_path / "out.npz"
     process = subprocess.Popen([sys.executable, "-c", SLOW, "embed", *flags(folder, output)], env=environment())
     try:
-        wait_for(lambda: journal(output)["records"] > 0, "work", process=process)
+        wait_for(lambda: journal(output)["records"] > 0, "work", process=process, seconds=200)
         assert run("embed", *flags(folder, output)) == 2
         assert "another run is writing" in capsys.readouterr().err
-        process.wait(timeout=60)
+        process.wait(timeout=200)
     finally:
         process.kill()
         process.wait()
