@@ -38,7 +38,7 @@ ROOMS = {
     "plan": ({"parallel", "model", "tokenizers", "config"}, {"torch.optim"}),
     "preflight": ({"parallel", "model", "tokenizers", "config", "checkpoint_format"}, {"torch.optim"}),
     "report": ({"config"}, {"torch", "numpy"}),
-    "benchmark": ({"training", "parallel", "model", "data", "tokenizers", "config"}, set()),
+    "benchmark": ({"training", "convert", "parallel", "model", "data", "tokenizers", "config"}, set()),
     "cli": (set(), {"torch", "numpy"}),
 }  # fmt: skip
 

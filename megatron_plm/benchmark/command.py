@@ -20,6 +20,7 @@ SUBJECTS = {
     "train": ("megatron_plm.benchmark.train", "training on this machine against transformers' EsmForMaskedLM"),
     "data": ("megatron_plm.benchmark.data", "preprocessing against megatron-core's builder, and the loader"),
     "parity": ("megatron_plm.benchmark.parity", "every layout against one process"),
+    "convert": ("megatron_plm.benchmark.convert", "memory and speed of checkpoint conversions"),
     "recipes": ("megatron_plm.benchmark.recipes", "preprocessing of stand-ins for UniRef, Pfam, BFD and OAS"),
 }
 

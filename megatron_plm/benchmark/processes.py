@@ -29,7 +29,7 @@ def run_side(module: str, arguments: Sequence[object], *, cores: int) -> dict[st
             _keep_to(process.pid, cores)
             peak: int | None = None
             while process.poll() is None:
-                memory = _anonymous_memory(process.pid)
+                memory = anonymous_memory(process.pid)
                 if memory is not None:
                     peak = max(peak or 0, memory)
                 time.sleep(_POLL_SECONDS)
@@ -50,7 +50,7 @@ def _keep_to(process: int, cores: int) -> None:
         os.sched_setaffinity(process, mine[-cores:])
 
 
-def _anonymous_memory(process: int) -> int | None:
+def anonymous_memory(process: int) -> int | None:
     """Bytes of a process and its children; None once it has ended, and where there is no /proc."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
@@ -59,4 +59,4 @@ def _anonymous_memory(process: int) -> int | None:
         children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
     except (OSError, StopIteration):
         return None
-    return 1024 * int(line.split()[1]) + sum(_anonymous_memory(child) or 0 for child in children)
+    return 1024 * int(line.split()[1]) + sum(anonymous_memory(child) or 0 for child in children)

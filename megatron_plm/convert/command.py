@@ -21,6 +21,7 @@ from megatron_plm.convert.weights import DTYPES, INVERSE_FREQUENCIES, Weights
 from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_directory
 from megatron_plm.invocation import command_line
+from megatron_plm.memory import return_freed_memory
 
 _VERB = "convert-checkpoint"
 CONVERSION_FILE = "conversion.json"
@@ -77,6 +78,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{source}: holds a {found} checkpoint, not {arguments.source}; give --from {found}")
     if target.name == "native" and arguments.dtype != "float32":
         raise UserError(f"--dtype {arguments.dtype}: native checkpoints hold float32 weights, leave --dtype out")
+    return_freed_memory()
     weights = read_checkpoint(source, found, **read_flags)
     with atomic_directory(output, force=arguments.force) as aside:
         lost = (*weights.notes, *target.write(weights, aside, arguments.dtype, **write_flags))

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.convert.config_json import ForeignConfig, checked, require_options
 from megatron_plm.convert.format import Format
@@ -150,12 +152,16 @@ def write_megatron(
     table = key_map(options, tokenizer, version=VERSION, tensor_parallel_size=num_ranks, vocabulary_rows_stored=rows)
     args = _args_from(options, dtype, num_ranks, rows)
     for rank, path in enumerate(expected_files(directory / RELEASE, 1, num_ranks)):
-        export = export_tensors(table, weights, dtype, leave_out=(_EMBEDDING_OF_HEAD,))
-        parts = {name: compact(part_of_rank(name, tensor, rank, num_ranks)) for name, tensor in export.stream}
         path.parent.mkdir(parents=True)
-        write_pickle({"args": args, "checkpoint_version": VERSION, "iteration": 0, "model": nested(parts)}, path)
+        state = {"args": args, "checkpoint_version": VERSION, "iteration": 0}
+        write_pickle({**state, "model": nested(_parts_of_rank(table, weights, dtype, rank, num_ranks))}, path)
     (directory / TRACKER_FILE).write_text(RELEASE, encoding="utf-8")
     return ()
+
+
+def _parts_of_rank(table: KeyMap, weights: Weights, dtype: str, rank: int, num_ranks: int) -> dict[str, Tensor]:
+    export = export_tensors(table, weights, dtype, leave_out=(_EMBEDDING_OF_HEAD,))
+    return {name: compact(part_of_rank(name, tensor, rank, num_ranks)) for name, tensor in export.stream}
 
 
 def recognises(path: Path) -> bool:

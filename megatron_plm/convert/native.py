@@ -31,6 +31,7 @@ from megatron_plm.checkpoint_format import (
 from megatron_plm.convert.format import Format
 from megatron_plm.convert.keymap import check_keys, check_shapes
 from megatron_plm.convert.lazy import LazyTensors, compact, empty_meta, meta_of
+from megatron_plm.convert.pickles import save_pickle
 from megatron_plm.convert.weights import Weights, as_float32, config_of, native_shapes
 from megatron_plm.distributed_checkpoint import READ_ERRORS, SafeReader, reason_of, without_single_process_warning
 from megatron_plm.errors import UserError
@@ -83,7 +84,7 @@ def write_native(weights: Weights, directory: Path, dtype: str = "float32") -> t
             )
     except CheckpointException as error:  # no subclass of Exception, and its text is a report over all processes
         cause = next(iter(error.failures.values()))[0]
-        raise cause if isinstance(cause, UserError) else OSError(reason_of(error)) from None
+        raise cause if isinstance(cause, UserError | OSError) else OSError(reason_of(error)) from None
     state = CheckpointState(tokenizer=weights.tokenizer.name, tokenizer_sha256=weights.tokenizer.sha256)
     write_description(directory, config_of(weights.options), state)
     write_tokenizer(directory, weights.tokenizer)
@@ -119,7 +120,7 @@ class _TensorByTensor(FileSystemWriter):
         with (Path(self.path) / name).open("wb") as file:
             for item in plan.items:
                 start = file.tell()
-                torch.save(planner.resolve_data(item), file)
+                save_pickle(planner.resolve_data(item), file)
                 length = file.tell() - start
                 results.append(WriteResult(item.index, length, _StorageInfo(name, start, length)))
         done: Future[list[WriteResult]] = Future()

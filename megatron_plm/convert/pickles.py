@@ -9,7 +9,7 @@ import argparse
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -58,10 +58,18 @@ def read_pickle(path: Path, *, records: tuple[Any, ...] = (), trust: bool | None
 
 def write_pickle(content: object, path: Path, *, zipped: bool = True) -> None:
     """Write as `torch.save` does, as versions before 1.6 did if not `zipped`; OSError if the disk refuses."""
+    with path.open("wb") as file:  # with a path torch keeps to itself why it could not write
+        save_pickle(content, file, zipped=zipped)
+
+
+def save_pickle(content: object, file: IO[bytes], *, zipped: bool = True) -> None:
+    """Write as `write_pickle` does, from where `file` stands."""
     try:
-        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        torch.save(content, file, _use_new_zipfile_serialization=zipped)
     except RuntimeError as error:
-        raise OSError(reason_of(error)) from None
+        # What torch's writer says when it is closed in the middle hides the error that stopped it.
+        cause = error.__context__
+        raise cause if isinstance(cause, OSError) else OSError(reason_of(error)) from None
 
 
 def tensors_by_name(content: object, path: Path) -> dict[str, Tensor]:

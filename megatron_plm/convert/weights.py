@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megatron_plm.config.options import Config, DataOptions, ModelOptions
 from megatron_plm.convert.keymap import KeyMap, check_keys, check_shapes
-from megatron_plm.convert.lazy import LazyTensors, empty_meta, meta_of
+from megatron_plm.convert.lazy import LazyTensors, empty_meta, meta_of, renamed
 from megatron_plm.errors import UserError
 from megatron_plm.model.transformer import MaskedLanguageModel
 from megatron_plm.tokenizers import Tokenizer
@@ -101,9 +101,8 @@ def drop_not_carried(
     tensors: Mapping[str, Tensor], not_carried: Mapping[str, str]
 ) -> tuple[LazyTensors, tuple[str, ...]]:
     """The tensors without those that `not_carried` declares, and for each dropped one its name with the reason."""
-    meta = {key: tensor for key, tensor in meta_of(tensors).items() if key not in not_carried}
     dropped = tuple(f"{key}: {not_carried[key]}" for key in sorted(tensors) if key in not_carried)
-    return LazyTensors(meta, tensors.__getitem__), dropped
+    return renamed(tensors, {key: key for key in tensors if key not in not_carried}), dropped
 
 
 def as_float32(tensors: Mapping[str, Tensor], place: str) -> LazyTensors:

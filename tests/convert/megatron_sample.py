@@ -29,7 +29,7 @@ def random_model(seed: int = 0) -> Model:
     def vector(size: int, around: float = 0.0) -> Tensor:
         return torch.randn(size, generator=generator) * 0.2 + around
 
-    model = {"words": matrix(V, D) * 4, "positions": matrix(P, D) * 4}
+    model = {"words": matrix(V, D), "positions": matrix(P, D)}
     for i in range(LAYERS):
         for part in "qkv":
             model |= {f"{i}.{part}.weight": matrix(N, H, D), f"{i}.{part}.bias": vector(N * H).view(N, H)}

@@ -116,17 +116,34 @@ def test_the_tool_runs_and_the_command_it_prints_runs(tmp_path: Path) -> None:
 
 
 def test_values_beyond_float16_are_counted_and_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = random_weights()
-    weights.tensors["head.dense.weight"][0, :3] = torch.tensor([7e4, -1e6, 65504.0])
-    weights.tensors["head.bias"][0] = 1e5
-    source = written(weights, "native", tmp_path / "native")
-    for target in ("huggingface", "proteinlm-tape"):
+    for target in FORMATS.keys() - {"native"}:
+        weights = random_weights(SAMPLE[target])
+        weights.tensors["head.dense.weight"][0, :3] = torch.tensor([7e4, -1e6, 65504.0])
+        weights.tensors["head.bias"][0] = 1e5
+        source = written(weights, "native", tmp_path / f"native for {target}")
         assert convert("native", target, source, tmp_path / "out", "--dtype", "float16") == 2
         message = capsys.readouterr().err
         assert "3 values are beyond the range of float16, most of them in" in message
         assert "dense.weight" in message
         assert not (tmp_path / "out").exists()
         assert convert("native", target, source, tmp_path / f"{target} bf16", "--dtype", "bfloat16") == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "flags", "sentence"),
+    [
+        ("native", "proteinlm-tape", ["--shard-size", "1GB"], "--shard-size: --to proteinlm-tape has no use for it"),
+        ("native", "fair-esm", ["--target-tensor-parallel-size", "2"], "-size: --to fair-esm has no use for it"),
+        ("native", "huggingface", ["--trust-pickle"], "--trust-pickle: --from native has no use for it"),
+    ],
+)
+def test_a_flag_that_the_format_has_no_use_for_is_refused(
+    source: str, target: str, flags: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(random_weights(), source, tmp_path / "in")
+    assert convert(source, target, path, tmp_path / "out", *flags) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_native_output_is_float32(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,6 +205,39 @@ def test_a_full_disk_leaves_no_output(target: str, tmp_path: Path, capsys: pytes
     assert f"{tmp_path / 'out'}: cannot be written" in message
     assert message.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["native"]
+
+
+ON_A_SMALL_DISK = """
+import subprocess, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[3:]
+folder, formats = Path(sys.argv[1]), sys.argv[2].split(",")
+disk = folder / "disk"
+mount = ["mount", "-t", "tmpfs", "-o", "size=48k", "none", str(disk)]
+if subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+    sys.exit(75)
+from convert_sample import convert
+for name in formats:
+    assert convert("native", name, folder / name, disk / "out") == 2, name
+    assert list(disk.iterdir()) == [], name
+"""
+
+
+def test_a_disk_that_fills_up_leaves_no_output(tmp_path: Path) -> None:
+    if shutil.which("unshare") is None:
+        pytest.skip("mounting a small disk takes util-linux")
+    for target in FORMATS:  # of about 64 kB
+        written(random_weights(SAMPLE[target]), "native", tmp_path / target)
+    (tmp_path / "disk").mkdir()
+    command = [sys.executable, "-c", ON_A_SMALL_DISK, tmp_path, ",".join(FORMATS), *sys.path]
+    apart = ["unshare", "--user", "--map-root-user", "--mount"]
+    done = subprocess.run([*apart, *command], capture_output=True, text=True, timeout=200)
+    if done.returncode == 75 or "unshare: " in done.stderr:
+        pytest.skip("this system lets no user mount a disk")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    lines = done.stderr.splitlines()
+    sentence = "cannot be written: No space left on device; free some space or choose another disk"
+    assert [line.partition("/out: ")[2] for line in lines] == [sentence] * len(FORMATS), lines
 
 
 def test_an_output_folder_without_write_permission_is_a_sentence(

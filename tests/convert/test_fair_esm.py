@@ -71,12 +71,15 @@ def their_logits(model: torch.nn.Module, sequences: list[Tensor]) -> Tensor:
 
 
 def assert_equal_logits(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
+    worst = 0.0
     for masked in (0.0, 0.3):
         sequences = random_sequences(ESM2, LENGTHS, masked=masked)
         expected = their_logits(theirs, sequences)
         assert expected.abs().max() > 1
         packed = pack(sequences, [0, 0, 1, 1], 61, ESM2.pad_id)
-        assert (our_logits(ours, packed) - expected).abs().max() <= TOLERANCE
+        worst = max(worst, (our_logits(ours, packed) - expected).abs().max().item())
+    print(f"max abs logit difference {worst:.1e}")  # pytest -rP shows it; docs/converters.md states the largest
+    assert worst <= TOLERANCE
 
 
 @pytest.mark.parametrize("token_dropout", [True, False])

@@ -63,7 +63,9 @@ def test_logits_are_those_of_proteinlms_model_and_weights_the_same_at_every_layo
     ours = our_logits(weights.build().eval(), pack(proteins, [0, 0, 1, 1], 60, PROTEINLM.pad_id))
     # fp32 in another order of sums; tanh and erf form of GELU differ by 4e-3 in the logits.
     assert ours.shape[1] == 31, "padding of the vocabulary reaches no one"
-    assert (ours - theirs).abs().max() <= 1e-5
+    worst = (ours - theirs).abs().max().item()
+    print(f"max abs logit difference {worst:.1e}")  # pytest -rP shows it; docs/converters.md states the largest
+    assert worst <= 1e-5
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
