@@ -167,6 +167,8 @@ def _meet(rank: int, processes: int, place: Path) -> None:
 def train_case(argv: Sequence[str], steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train in this process and the others of the layout; returns losses, gradient norms and seconds, and on the first
     process the weights as a whole."""
+    import torch
+
     from megatron_plm.config.load import load_config
     from megatron_plm.config.problems import problems
     from megatron_plm.parallel.mesh import joined_world, world_size
@@ -177,6 +179,7 @@ def train_case(argv: Sequence[str], steps: int) -> tuple[dict[str, Any], dict[st
     found = problems(config, world_size=world_size())
     if found:
         raise UserError("; ".join(found))
+    torch.compiler.reset()  # or the last case's graphs decide what this one's are made for
     with joined_world(config.parallel) as world:
         run = build_run(config, world, open_datasets(config))
         figures: dict[str, Any] = {"loss": [], "grad_norm": []}

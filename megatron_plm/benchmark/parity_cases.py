@@ -38,7 +38,7 @@ class Case:
 _TP, _PP, _CP = (f"--{kind}-parallel-size" for kind in ("tensor-model", "pipeline-model", "context"))
 _DP, _ROWS = "--data-parallel-sharding", "--micro-batch-size"
 _ESM2 = (
-    Case("accumulation", 1, f"{_ROWS} 1"),
+    Case("accumulation", 1, f"{_ROWS} 2"),
     Case("full recomputation", 1, "--recompute-granularity full"),
     Case("selective recomputation", 1, "--recompute-granularity selective", again=True),
     Case("DP2", 2, f"{_DP} none {_ROWS} 4"),
@@ -54,6 +54,10 @@ _ESM2 = (
     Case("PP2 1f1b, full recomputation", 2, f"{_PP} 2 {_ROWS} 2 --recompute-granularity full", again=True),
     Case("PP2 interleaved", 2, f"{_PP} 2 --pipeline-schedule interleaved {_ROWS} 2"),
     Case("PP2 zbv", 2, f"{_PP} 2 --pipeline-schedule zbv {_ROWS} 2"),
+    Case("FSDP2, 2 shards, compiled", 2, f"{_DP} zero3 {_ROWS} 4 --compile"),
+    Case("TP2+SP, compiled", 2, f"{_TP} 2 --sequence-parallel {_ROWS} 4 --compile"),
+    Case("CP2, compiled", 2, f"{_CP} 2 {_ROWS} 4 --compile", again=True),
+    Case("PP2 1f1b, compiled", 2, f"{_PP} 2 {_ROWS} 4 --compile"),
     Case("DP4", 4, f"{_DP} none {_ROWS} 2"),
     Case("HSDP 2 x 2", 4, f"--data-parallel-replicate-size 2 {_ROWS} 2"),
     Case("TP4", 4, f"{_TP} 4"),

@@ -4,6 +4,7 @@ Process groups are torch's fake ones, which carry nothing, and the model has sha
 in for any rank of thousands.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,7 +96,9 @@ def pretended_rank(rank: int, world_size: int) -> Iterator[None]:
 
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Set timeout is now only supported")  # nobody is waited for
+            yield
     finally:
         dist.destroy_process_group()
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from megatron_plm.config.layout import Layout, num_micro_batches
 from megatron_plm.config.options import Config, ParallelOptions
-from megatron_plm.plan.parameters import Part, held_of_block, held_of_rest, pipeline_parts
+from megatron_plm.plan.parameters import Part, held_of_block, held_of_rest, pipeline_parts, up_size
 
 FP32 = 4
 _ADAM_STATES = 2  # first and second moment, in fp32
@@ -70,13 +70,13 @@ def in_flight(parallel: ParallelOptions, pp_rank: int, micro_batches: int) -> in
 def block_activation_bytes(config: Config, recompute: str | None = None) -> float:
     """What the backward pass of one block needs of the forward pass, in bytes a token of T.
 
-    Without recomputation: the input, both LayerNorms' outputs, the residual between, query, key and value before the
-    rotation (value is a view of them), query and key after it, attention's output, and the MLP before and after GELU.
-    Where attention goes protein by protein, in fp32, its outputs are there twice: apart and joined.
+    Without recomputation: what goes into both norms and both first matrices, 4 D whatever the norms' placement; query,
+    key and value, query and key again where they are rotated (value is a view of the first three), attention's output;
+    the MLP before and after GELU, or gate and value, silu of the gate, and their product. Where attention goes protein
+    by protein, its outputs are there twice: apart and joined. Dropout keeps one byte for each number it looks at.
     """
     model, parallel, c = config.model, config.parallel, compute_bytes(config)
-    D, F, tp = model.hidden_size, model.ffn_size, parallel.tensor_model_parallel_size
-    between = tp if parallel.sequence_parallel else 1  # processes that share the tokens between the matrices
+    D, F, tp, between = model.hidden_size, model.ffn_size, parallel.tensor_model_parallel_size, _between(config)
     log_sum_exp = FP32 * model.num_attention_heads / tp
     recompute = recompute or config.training.recompute_granularity
     if recompute == "full":
@@ -84,22 +84,54 @@ def block_activation_bytes(config: Config, recompute: str | None = None) -> floa
     if (
         recompute == "selective"
     ):  # outputs of matrix products and of attention; those by row are whole before they add up
-        return c * (D / between + (4 * D + F) / tp + 2 * D) + log_sum_exp
-    joined = 6 if config.training.bf16 else 7
-    statistics = 4 * FP32 / between
-    # DTensor gathers a LayerNorm's output before the matrix and keeps it whole: sequence parallelism spares only sums.
-    return c * (2 * D / between + 2 * D + (joined * D + 2 * F) / tp) + statistics + log_sum_exp
+        return c * (D / between + (4 * D + up_size(model)) / tp + 2 * D) + log_sum_exp
+    in_attention = 4 + (2 if model.position_embedding_type == "rope" else 0) + (0 if _is_flash(config) else 1)
+    in_mlp = 4 * F if model.activation == "swiglu" else 2 * F
+    dropped = 2 * D / between if model.hidden_dropout else 0.0
+    # DTensor gathers a norm's output before the matrix and keeps it whole: sequence parallelism spares only sums.
+    whole = c * (2 * D / between + 2 * D + (in_attention * D + in_mlp) / tp)
+    return whole + 2 * _norm_bytes(config) / between + log_sum_exp + dropped
+
+
+def embedding_activation_bytes(config: Config) -> float:
+    """What the embedding keeps, in bytes a token of whole rows: the norm's input, a byte where dropout looks."""
+    model = config.model
+    norm = compute_bytes(config) * model.hidden_size + _norm_bytes(config) if model.embedding_layernorm else 0
+    return norm + (model.hidden_size if model.hidden_dropout else 0)
+
+
+def final_activation_bytes(config: Config) -> float:
+    """What is kept behind the last block, in bytes a token of T: the final norm's input, and its output, from which
+    the labelled positions are taken."""
+    norm = compute_bytes(config) * config.model.hidden_size
+    return norm + ((norm + _norm_bytes(config)) / _between(config) if config.model.norm_placement == "pre" else 0)
 
 
 def head_activation_bytes(config: Config) -> int:
-    """What the head and the loss keep, in bytes a labelled position: three of D and the input, log-probabilities."""
-    return 4 * config.model.hidden_size * compute_bytes(config)
+    """What the head and the loss keep, in bytes a labelled position: what goes into each of the head's layers, without
+    the log-probabilities."""
+    return (4 if config.model.head_transform else 1) * config.model.hidden_size * compute_bytes(config)
+
+
+def _between(config: Config) -> int:
+    """Processes that share the tokens between the matrices."""
+    return config.parallel.tensor_model_parallel_size if config.parallel.sequence_parallel else 1
+
+
+def _is_flash(config: Config) -> bool:
+    """Whether attention is one call for all proteins: model.attention's flash attention, on a GPU."""
+    return config.training.bf16 and not config.model.attention_dropout
+
+
+def _norm_bytes(config: Config) -> int:
+    """A norm's statistics of a token: mean and scale, or the scale alone."""
+    return (2 if config.model.normalization == "LayerNorm" else 1) * FP32
 
 
 def gpu_memory(config: Config, layout: Layout, part: Part, pp_rank: int, vocab_size: int) -> Memory:
     """The memory of a GPU of pipeline rank `pp_rank`, which has `part` of the model."""
     model, parallel, c = config.model, config.parallel, compute_bytes(config)
-    D, F, tp, shards = model.hidden_size, model.ffn_size, layout.tp, layout.dp_shard * layout.cp
+    D, tp, shards = model.hidden_size, layout.tp, layout.dp_shard * layout.cp
     T, micro_batches = tokens_per_gpu(config), num_micro_batches(config.training, layout.dp)
     block, rest = held_of_block(model, tp, shards), held_of_rest(part, model, vocab_size, tp, shards)
     blocks = sum(part.blocks)
@@ -115,10 +147,15 @@ def gpu_memory(config: Config, layout: Layout, part: Part, pp_rank: int, vocab_s
 
     passes, stage_blocks = in_flight(parallel, pp_rank, micro_batches), max(part.blocks)
     kept = passes * stage_blocks * T * block_activation_bytes(config)
-    kept += min(passes, micro_batches) * T * 2 * model.head_dim * c  # cosines and sines, shared by the blocks
+    batches = min(passes, micro_batches)
+    if model.position_embedding_type == "rope":
+        kept += batches * T * 2 * model.head_dim * c  # cosines and sines, shared by the blocks
+    if part.first:
+        kept += batches * T * layout.cp * embedding_activation_bytes(config)
     at_once = micro_batches if parallel.pipeline_schedule == "gpipe" and layout.pp > 1 else 1
     if part.last:
-        kept += at_once * labels_per_gpu(config) * (head_activation_bytes(config) + FP32 * vocab_size)
+        of_labels = labels_per_gpu(config) * (head_activation_bytes(config) + FP32 * vocab_size)
+        kept += at_once * (T * final_activation_bytes(config) + of_labels)
 
     stream = T * D * c // (tp if parallel.sequence_parallel else 1)  # what one stage hands to the next
     return Memory(
@@ -128,7 +165,7 @@ def gpu_memory(config: Config, layout: Layout, part: Part, pp_rank: int, vocab_s
         gathered=gathered,
         activations=int(kept),
         pipeline=_pipeline_bytes(parallel, pp_rank, micro_batches, passes, stream),
-        working=reducing + int(_working_bytes(config, T, D, F)),
+        working=reducing + int(T * _working_bytes(config)),
     )
 
 
@@ -158,8 +195,11 @@ def _neighbours(parallel: ParallelOptions, pp_rank: int) -> tuple[int, int]:
     return stages_per_rank - first, stages_per_rank - last
 
 
-def _working_bytes(config: Config, T: int, D: int, F: int) -> float:
-    """Activations that come and go: of a block that is recomputed, and gradients of the widest part."""
-    c, tp = compute_bytes(config), config.parallel.tensor_model_parallel_size
+def _working_bytes(config: Config) -> float:
+    """Activations that come and go, in bytes a token: of a block that is recomputed, and gradients of the widest part,
+    or the three 64-bit numbers by which dropout draws one."""
+    model, c, tp = config.model, compute_bytes(config), config.parallel.tensor_model_parallel_size
     again = block_activation_bytes(config, "none") - block_activation_bytes(config)
-    return T * (max(again, 0.0) + c * (2 * F / tp + 2 * D))
+    gradients = c * (2 * up_size(model) / tp + 2 * model.hidden_size)
+    drawn = 3 * 8 * model.hidden_size / _between(config) if model.hidden_dropout else 0.0
+    return max(again, 0.0) + max(gradients, drawn)

@@ -38,12 +38,16 @@ class Weight:
 def block_weights(model: ModelOptions) -> tuple[Weight, ...]:
     """Of one Transformer block (`model.transformer.Block`): first matrices by column, second ones by row."""
     D, F = model.hidden_size, model.ffn_size
-    wide = 2 * F if model.activation == "swiglu" else F
     maps = []
-    for columns, rows, inner in ((3 * D, D, D), (wide, D, F)):
+    for columns, rows, inner in ((3 * D, D, D), (up_size(model), D, F)):
         first, second = (Weight((columns, D), 0), Weight((columns,), 0)), (Weight((rows, inner), 1), Weight((rows,)))
         maps.append((*first, *second) if model.add_bias_linear else (first[0], second[0]))
     return *_norm(model), *maps[0], *_norm(model), *maps[1]
+
+
+def up_size(model: ModelOptions) -> int:
+    """Output features of the first matrix of the MLP: with SwiGLU a gate and a value for each of F."""
+    return (2 if model.activation == "swiglu" else 1) * model.ffn_size
 
 
 def embedding_weights(model: ModelOptions, vocab_size: int) -> tuple[Weight, ...]:

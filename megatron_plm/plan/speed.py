@@ -1,4 +1,4 @@
-"""How long a step takes, estimated: a roofline for each kernel, what the links carry, the pipeline's idle time.
+"""How long a step takes, estimated: the passes of all blocks, what the links carry, the pipeline's idle time.
 
 The assumptions below were not measured with this code; docs/parallelism.md tells what is not modelled, and how near
 public figures the estimate comes.
@@ -7,29 +7,19 @@ Shapes: T tokens of a micro-batch on one GPU, D hidden size, F feed-forward size
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 from megatron_plm.config.layout import DIMS, Layout, num_micro_batches, pipeline_idle
 from megatron_plm.config.options import Config
 from megatron_plm.plan.hardware import Gpu
-from megatron_plm.plan.memory import FP32, compute_bytes, labels_per_gpu, tokens_per_gpu
-from megatron_plm.plan.parameters import Part, held_of_block, held_of_rest, pipeline_parts
+from megatron_plm.plan.memory import FP32, compute_bytes, tokens_per_gpu
+from megatron_plm.plan.parameters import Part, held_of_block, held_of_rest, pipeline_parts, up_size
+from megatron_plm.plan.passes import MEMORY_EFFICIENCY, Passes, attended_tokens, block_passes, head_passes
 
 # Assumptions.
-ATTENTION_EFFICIENCY = 0.4  # share of the peak that attention over short sequences reaches
-MEMORY_EFFICIENCY = 0.85  # share of the memory's bandwidth that elementwise kernels reach
 LINK_EFFICIENCY = 0.75  # share of a link's bandwidth that collectives reach
 LATENCY = 20e-6  # seconds of a collective that carries nothing
-LAUNCH = 6e-6  # seconds in which the host starts one kernel
-KERNELS = (35, 70)  # kernels of a block, forward and backward
 OVERLAP = 0.7  # share of the computing time behind which gathering and reducing hides
 OPTIMIZER_BYTES = 40  # read and written for a weight: weight and two moments both ways, gradient twice and back
-
-# What elementwise kernels read and write for a block's token: multiples of D that every process of tensor parallelism
-# has, then of D and of F that are shared out. Forward: LayerNorms 4, sums 6; rotation 19; GELU 2. Backward: LayerNorms
-# 10, sums 6, bias gradients 2; rotation 19, joining the gradients of query, key and value 25, bias gradients 3 and 1;
-# GELU 3.
-_FORWARD_TRAFFIC, _BACKWARD_TRAFFIC = (10, 19, 2), (18, 47, 4)
 
 
 @dataclass(frozen=True)
@@ -49,25 +39,6 @@ class Speed:
     tokens_per_second: float
 
 
-@dataclass(frozen=True)
-class _Passes:
-    """Seconds of the passes of one micro-batch: forward, gradients of the input, gradients of the weights."""
-
-    forward: float
-    inputs: float
-    weights: float
-
-    @property
-    def total(self) -> float:
-        return self.forward + self.inputs + self.weights
-
-    def times(self, count: float) -> "_Passes":
-        return _Passes(self.forward * count, self.inputs * count, self.weights * count)
-
-    def plus(self, other: "_Passes") -> "_Passes":
-        return _Passes(self.forward + other.forward, self.inputs + other.inputs, self.weights + other.weights)
-
-
 def model_flops(config: Config, vocab_size: int, attention_length: float) -> float:
     """Operations that the model needs for one step: what is recomputed doesn't count.
 
@@ -76,9 +47,10 @@ def model_flops(config: Config, vocab_size: int, attention_length: float) -> flo
     """
     model = config.model
     D, F = model.hidden_size, model.ffn_size
-    block = 6 * (4 * D * D + 2 * D * F) + 12 * D * _attended(config, attention_length)
+    block = 6 * (4 * D * D + D * (up_size(model) + F)) + 12 * D * attended_tokens(config.model, attention_length)
     labels = 1.0 if model.objective == "clm" else config.data.mask_prob
-    per_token = model.num_layers * block + labels * 6 * D * (D + vocab_size)
+    head = 6 * D * ((D if model.head_transform else 0) + vocab_size)
+    per_token = model.num_layers * block + labels * head
     return config.training.global_batch_size * config.data.seq_length * per_token
 
 
@@ -91,15 +63,15 @@ def estimate_speed(
     """
     parallel, c, micro_batches = config.parallel, compute_bytes(config), num_micro_batches(config.training, layout.dp)
     links = _Links(layout, gpu, gpus_per_node)
-    block = _block_passes(config, gpu, attention_length)
+    block = block_passes(config, gpu, attention_length)
     exchange, block_sent = _block_exchange(config, links)
     parts = pipeline_parts(config.model, parallel)
-    head = _head_passes(config, gpu, vocab_size)
+    head = head_passes(config, gpu, vocab_size)
     # A forward pass exchanges as much as a backward pass; who recomputes all exchanges again.
     again = 2 if config.training.recompute_granularity == "full" else 1
-    block = block.plus(_Passes(exchange, exchange * again, 0.0))
+    block = block.plus(Passes(exchange, exchange * again, 0.0))
 
-    def slot(part: Part) -> _Passes:
+    def slot(part: Part) -> Passes:
         own = block.times(sum(part.blocks))
         return own.plus(head) if part.last else own
 
@@ -153,58 +125,6 @@ class _Links:
         return min(self.gpu.link, members * self.gpu.network) * LINK_EFFICIENCY
 
 
-def _attended(config: Config, attention_length: float) -> float:
-    return attention_length / (2 if config.model.objective == "clm" else 1)
-
-
-def _product_seconds(gpu: Gpu, bf16: bool, rows: float, inner: float, columns: float) -> float:
-    """A matrix product, by its operations or by what it reads and writes, whichever takes longer."""
-    c = 2 if bf16 else FP32
-    computing = 2 * rows * inner * columns / (gpu.peak_flops(bf16) * gpu.matmul_efficiency)
-    moving = c * (rows * inner + inner * columns + rows * columns) / (gpu.memory_bandwidth * MEMORY_EFFICIENCY)
-    return max(computing, moving)
-
-
-def _block_passes(config: Config, gpu: Gpu, attention_length: float) -> _Passes:
-    tp, parallel = config.parallel.tensor_model_parallel_size, config.parallel
-    return _cached_block_passes(
-        gpu, config.training.bf16, tokens_per_gpu(config), config.model.hidden_size, config.model.ffn_size, tp,
-        tp if parallel.sequence_parallel else 1, _attended(config, attention_length),
-        config.training.recompute_granularity,
-    )  # fmt: skip
-
-
-@lru_cache(maxsize=4096)
-def _cached_block_passes(
-    gpu: Gpu, bf16: bool, T: int, D: int, F: int, tp: int, between: int, attended: float, recompute: str
-) -> _Passes:
-    products = sum(
-        _product_seconds(gpu, bf16, T, inner, columns)
-        for inner, columns in ((D, 3 * D / tp), (D / tp, D), (D, F / tp), (F / tp, D))
-    )
-    attention = 4 * T * attended * D / tp / (gpu.peak_flops(bf16) * ATTENTION_EFFICIENCY)
-    elementwise, elementwise_back = (
-        T * (2 if bf16 else FP32) * (whole * D / between + (inner * D + wide * F) / tp)
-        / (gpu.memory_bandwidth * MEMORY_EFFICIENCY)
-        for whole, inner, wide in (_FORWARD_TRAFFIC, _BACKWARD_TRAFFIC)
-    )  # fmt: skip
-    again = {"none": 0.0, "selective": elementwise, "full": products + attention + elementwise}[recompute]
-    forward = products + attention + elementwise
-    inputs = products + 2.5 * attention + elementwise_back + again  # the kernel computes the scores again
-    # Where the GPU is faster than the host starts kernels, it waits.
-    started, started_back = (count * LAUNCH for count in KERNELS)
-    if recompute != "none":
-        started_back += started
-    wait = max(1.0, started / forward, started_back / (inputs + products))
-    return _Passes(forward, inputs, products).times(wait)
-
-
-def _head_passes(config: Config, gpu: Gpu, vocab_size: int) -> _Passes:
-    D, labels = config.model.hidden_size, labels_per_gpu(config)
-    products = sum(_product_seconds(gpu, config.training.bf16, labels, D, n) for n in (D, vocab_size))
-    return _Passes(products, products, products)
-
-
 def _block_exchange(config: Config, links: _Links) -> tuple[float, dict[str, float]]:
     """Seconds that the collectives inside a block take in one pass, and the bytes that a GPU sends.
 
@@ -232,7 +152,7 @@ def _data_parallel(
     links: _Links,
     part: Part,
     vocab_size: int,
-    slot: _Passes,
+    slot: Passes,
     micro_batches: int,
 ) -> _DataParallel:
     """Gathering of weights and reducing of gradients (Rajbhandari et al. 2020, section 7): of weights once a step, with

@@ -26,6 +26,15 @@ from megatron_plm.tokenizers import get_tokenizer
 
 VOCAB = 33
 WIDE = ModelOptions(num_layers=7, hidden_size=96, num_attention_heads=6, ffn_hidden_size=192)
+
+
+def small(preset: str) -> ModelOptions:
+    """A preset's kind of model in WIDE's shape."""
+    shape = {"num_layers": 7, "hidden_size": 96, "num_attention_heads": 6, "ffn_hidden_size": 192, "tokenizer": "esm2"}
+    return ModelOptions(**{**PRESETS[preset], **shape})
+
+
+FAMILY = {"esm2": WIDE, **{name: small(name) for name in ("proteinlm-200m", "tape-transformer", "amplify-120m")}}
 SHAPES = [WIDE, *(ModelOptions(**preset) for preset in PRESETS.values())]
 # ESM-2's larger shapes: Lin et al. 2023 (doi:10.1126/science.ade2574), table S1.
 LARGE = {"650m": (33, 1280, 20), "3b": (36, 2560, 40), "15b": (48, 5120, 40)}
@@ -50,17 +59,19 @@ def test_the_count_is_that_of_the_model(model):
     assert shapes == Counter(weight.shape for weight in block_weights(model))
 
 
+@pytest.mark.parametrize("name", FAMILY)
 @pytest.mark.parametrize("tp", [1, 2, 3, 6])
-def test_what_tensor_parallelism_leaves_of_a_block_is_what_dtensor_leaves(tp):
+def test_what_tensor_parallelism_leaves_of_a_block_is_what_dtensor_leaves(tp, name):
+    model = FAMILY[name]
     with pretended_rank(tp - 1, tp):
         mesh = init_device_mesh("cpu", (tp,))
         with torch.device("meta"):
-            block = Block(WIDE)
+            block = Block(model)
         column, row = ColwiseParallel(), RowwiseParallel()
         parallelize_module(
             block, mesh, {"attention.qkv": column, "attention.out": row, "mlp.up": column, "mlp.down": row}
         )
-        assert held_parameters([block]) == held_of_block(WIDE, tp, 1).whole
+        assert held_parameters([block]) == held_of_block(model, tp, 1).whole
 
 
 def test_doubling_tensor_parallelism_halves_what_it_cuts():
@@ -89,13 +100,16 @@ def test_every_shard_is_what_fsdp_leaves(shards):
 
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved", "zbv"])
 @pytest.mark.parametrize("pp", [1, 2, 3])
-def test_the_parts_of_a_pipeline_are_the_model_and_a_copy_of_the_embedding(schedule, pp):
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_parts_of_a_pipeline_are_the_model_and_a_copy_of_a_tied_embedding(schedule, pp, name):
+    model = FAMILY[name]
     parallel = ParallelOptions(pipeline_model_parallel_size=pp, pipeline_schedule=schedule)
-    parts = pipeline_parts(WIDE, parallel)
-    held = sum(weight.numel() for part in parts for unit in part.weights(WIDE, VOCAB) for weight in unit)
-    (embedding,) = embedding_weights(WIDE, VOCAB)
-    assert held == parameter_count(WIDE, VOCAB) + (embedding.numel() if pp > 1 else 0)
-    assert sum(sum(part.blocks) for part in parts) == WIDE.num_layers
+    parts = pipeline_parts(model, parallel)
+    held = sum(weight.numel() for part in parts for unit in part.weights(model, VOCAB) for weight in unit)
+    tokens, *_ = embedding_weights(model, VOCAB)
+    copied = pp > 1 and name != "amplify-120m"
+    assert held == parameter_count(model, VOCAB) + (tokens.numel() if copied else 0)
+    assert sum(sum(part.blocks) for part in parts) == model.num_layers
     assert [part.first for part in parts].count(True) == [part.last for part in parts].count(True) == 1
     stages = sorted(stage for rank in range(pp) for stage in stages_of(parallel, rank))
     assert stages == list(range(1 if pp == 1 else parallel.num_stages))

@@ -143,6 +143,21 @@ def test_built_without_hardware_processes_hold_what_was_estimated(plan, tp, pp, 
     assert all("(as estimated)" in line for line in built)
 
 
+@pytest.mark.parametrize("preset", ["proteinlm-200m", "tape-transformer", "amplify-120m"])
+def test_every_kind_of_model_is_planned_and_built_as_estimated(plan, preset):
+    for schedule in ("1f1b", "zbv"):
+        code, text, _ = plan(
+            "--gpu", "h100", "--num-gpus", "16", "--preset", preset, "--global-batch-size", "64", "--num-layers", "5",
+            "--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2", "--pipeline-schedule", schedule,
+            "--context-parallel-size", "1", "--top", "1", "--check",
+        )  # fmt: skip
+        assert code == 0, text
+        assert text.count("(as estimated)") == 4  # the first and the last shard of both pipeline ranks
+        (command,) = (line.split("launch/pretrain.sh ")[1].split() for line in text.splitlines() if "launch/" in line)
+        config, _ = load_config(command)
+        assert (config.preset, problems(config, world_size=16)) == (preset, [])
+
+
 @pytest.mark.timeout(120)
 def test_four_thousand_processes_are_built_in_one(plan):
     code, text, _ = plan(

@@ -5,18 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pipeline_orders import most_in_flight, order
-from torch import Tensor
-from torch.distributed._functional_collectives import AsyncCollectiveTensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    ParallelStyle,
-    PrepareModuleInput,
-    RowwiseParallel,
-    SequenceParallel,
-    parallelize_module,
-)
+from saved_tensors import saved_bytes
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from megatron_plm.config.layout import Layout, num_micro_batches
@@ -25,7 +14,6 @@ from megatron_plm.model.attention import Sequences
 from megatron_plm.model.heads import MaskedLanguageModelHead, summed_cross_entropy
 from megatron_plm.model.layers import RotaryEmbedding
 from megatron_plm.model.transformer import Block
-from megatron_plm.plan.check import pretended_rank
 from megatron_plm.plan.memory import (
     FP32,
     block_activation_bytes,
@@ -44,27 +32,6 @@ SHAPES = [(64, 4, None), (96, 6, 192), (80, 20, 400)]
 
 def shape(hidden: int, heads: int, ffn: int | None, layers: int = 1) -> ModelOptions:
     return ModelOptions(num_layers=layers, hidden_size=hidden, num_attention_heads=heads, ffn_hidden_size=ffn)
-
-
-def saved_bytes(run, parameters) -> int:
-    """Bytes of this process's storages that autograd keeps while `run` computes, without the parameters'."""
-    known, found = {local(p).untyped_storage().data_ptr() for p in parameters}, {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = local(tensor).untyped_storage()
-        if storage.data_ptr() not in known:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = run()
-    del result
-    return sum(found.values())
-
-
-def local(tensor: Tensor) -> Tensor:
-    tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return tensor.wait() if isinstance(tensor, AsyncCollectiveTensor) else tensor
 
 
 def block_and_input(model: ModelOptions, dtype: torch.dtype):
@@ -98,35 +65,6 @@ def test_in_bfloat16_a_block_saves_what_the_formula_counts_and_a_copy_that_only_
     assert saved == B * L * counted
 
 
-@pytest.mark.parametrize("sequence_parallel", [False, True])
-def test_a_block_of_tensor_parallelism_saves_exactly_what_the_formula_counts(sequence_parallel):
-    model, column = shape(96, 6, 192), ColwiseParallel()
-    styles: dict[str, ParallelStyle] = {"attention.qkv": column, "mlp.up": column}
-    if sequence_parallel:
-        row = RowwiseParallel(output_layouts=Shard(1), use_local_output=False)
-        gathered = {"use_local_output": True}
-        styles |= {
-            "attention_norm": SequenceParallel(),
-            "attention": PrepareModuleInput(
-                input_layouts=(Shard(1), None, None), desired_input_layouts=(Replicate(), None, None), **gathered
-            ),
-            "mlp_norm": SequenceParallel(),
-            "mlp": PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),), **gathered),
-        }
-    else:
-        row = RowwiseParallel()
-    block, (x_BLD, *others) = block_and_input(model, torch.float32)
-    with pretended_rank(0, 2):
-        mesh = init_device_mesh("cpu", (2,))
-        parallelize_module(block, mesh, styles | {"attention.out": row, "mlp.down": row})
-        if sequence_parallel:
-            x_BLD = DTensor.from_local(x_BLD[:, : L // 2].detach().clone().requires_grad_(), mesh, [Shard(1)])
-        saved = saved_bytes(lambda: block(x_BLD, *others), block.parameters())
-    parallel = ParallelOptions(tensor_model_parallel_size=2, sequence_parallel=sequence_parallel)
-    counted = block_activation_bytes(replace(config_of(model), parallel=parallel))
-    assert saved == B * L * (counted + 2 * model.head_dim * FP32)
-
-
 def test_full_recomputation_saves_the_input_only():
     model = shape(64, 4, None)
     block, inputs = block_and_input(model, torch.float32)
@@ -134,8 +72,9 @@ def test_full_recomputation_saves_the_input_only():
     assert saved == B * L * block_activation_bytes(config_of(model), "full")
 
 
-def test_selective_recomputation_saves_the_outputs_of_products_and_attention():
-    model, kept = shape(64, 4, None), []
+@pytest.mark.parametrize("options", [{}, {"activation": "swiglu"}, {"norm_placement": "post"}])
+def test_selective_recomputation_saves_the_outputs_of_products_and_attention(options):
+    model, kept = replace(shape(64, 4, None), **options), []
     block, inputs = block_and_input(model, torch.bfloat16)
     products = {torch.ops.aten.addmm.default, torch.ops.aten.mm.default}
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default

@@ -48,9 +48,17 @@ def test_the_estimated_utilization_is_near_public_figures(model, gpu, count, row
     assert speed_of(run_of(model, world_size=count, rows=rows), gpu, count).mfu == pytest.approx(measured, rel=0.2)
 
 
-@pytest.mark.parametrize("objective", ["mlm", "clm"])
-def test_operations_are_those_that_torch_counts(objective):
-    model = ModelOptions(num_layers=2, hidden_size=64, num_attention_heads=4, objective=objective)
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    [
+        ("mlm", {}),
+        ("clm", {}),
+        ("mlm", {"activation": "swiglu", "ffn_hidden_size": 88, "head_transform": False}),
+        ("mlm", {"position_embedding_type": "learned_absolute", "max_position_embeddings": 32}),
+    ],
+)
+def test_operations_are_those_that_torch_counts(objective, options):
+    model = ModelOptions(num_layers=2, hidden_size=64, num_attention_heads=4, objective=objective, **options)
     B, L = 2, 32
     config = Config(
         model=model,
