@@ -30,6 +30,11 @@ class BaseModel(nn.Module, ABC):
         self.tokenizer = tokenizer
         self.num_features = num_features
 
+    @property
+    def max_residues(self) -> int | None:
+        """Residues of the longest protein that it can take; None if there is no limit."""
+        return None
+
     @abstractmethod
     def forward(self, packed: Packed) -> Tensor:
         """The residues' features."""
@@ -42,6 +47,11 @@ class EncoderModel(BaseModel):
         super().__init__(tokenizer, options.hidden_size)
         self.options = options
         self.encoder = encoder
+
+    @property
+    def max_residues(self) -> int | None:
+        positions = self.options.max_position_embeddings
+        return None if positions is None else positions - 2  # beside <cls> and <eos>
 
     def forward(self, packed: Packed) -> Tensor:
         row_keys_1 = torch.randint(2**62, (1,)) if self.training and self.options.hidden_dropout else None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_directory
 from megatron_plm.invocation import command_line
 from megatron_plm.memory import keep_freed_memory
@@ -14,7 +15,7 @@ from tape_finetune.bootstrap import Interval
 from tape_finetune.data import Split, choose_file
 from tape_finetune.fit import Epoch, calibrate, fit
 from tape_finetune.leakage import check_distinct, num_in_train
-from tape_finetune.model import TaskModel, build_base, num_parameters
+from tape_finetune.model import BaseModel, TaskModel, build_base, num_parameters
 from tape_finetune.progress import say
 from tape_finetune.scoring import score
 from tape_finetune.source import Source
@@ -36,8 +37,8 @@ def main(argv: Sequence[str]) -> int:
     directory = _directory(arguments)
     runs.check_target(directory, force=arguments.force)
     task = TASKS[arguments.task].from_arguments(arguments)
-    splits = _load_splits(task, arguments)
     run = _build_run(task, arguments)
+    splits = _load_splits(task, arguments, run.max_length)
     if arguments.force_save != NOT_SAVED:
         return _save_untrained(run, splits["train"], directory, arguments)
 
@@ -79,12 +80,12 @@ def _directory(arguments: argparse.Namespace) -> Path:
     return arguments.output_dir / (arguments.exp_name or name)
 
 
-def _load_splits(task: Task, arguments: argparse.Namespace) -> dict[str, Split]:
+def _load_splits(task: Task, arguments: argparse.Namespace, max_length: int | None) -> dict[str, Split]:
     """train, valid and the test splits, checked; raises UserError, also where two are one and the same."""
     files = task.files(arguments.data_dir)
     names = ("train", "valid", *task.test_splits(files))
     chosen = {name: choose_file(files, name, f"{task.name} data") for name in names}
-    splits = {name: task.load(name, path, arguments.max_length) for name, path in chosen.items()}
+    splits = {name: task.load(name, path, max_length) for name, path in chosen.items()}
     check_distinct(splits.values())
     return splits
 
@@ -100,10 +101,18 @@ def _build_run(task: Task, arguments: argparse.Namespace) -> runs.Run:
         base_model=arguments.base_model,
         head=arguments.head,
         primary_metric=primary_metric,
-        max_length=arguments.max_length,
+        max_length=_max_length(arguments.max_length, base),
         data_dir=arguments.data_dir,
         seed=arguments.seed,
     )
+
+
+def _max_length(given: int | None, base: BaseModel) -> int | None:
+    """Residues beyond which proteins are cropped; UserError if the model could not take as many as were given."""
+    longest = base.max_residues
+    if given is not None and longest is not None and given > longest:
+        raise UserError(f"--max_length {given}: the model has learned positions for {longest} residues; give no more")
+    return longest if given is None else given
 
 
 def _train_and_score(

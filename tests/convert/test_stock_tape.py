@@ -112,7 +112,7 @@ def test_a_stock_directory_is_recognised_and_what_it_holds_beyond_the_model_is_t
     assert weights.options == TAPE_TINY
     told = {note.split(":")[0] for note in weights.notes}
     assert told == {*POOLER, TYPES}
-    assert "row 0 by itself, which is added to the positions" in weights.notes[-1]
+    assert "but for row 0, which is added to the positions" in weights.notes[-1]
     expected = (
         theirs.bert.embeddings.position_embeddings.weight + theirs.bert.embeddings.token_type_embeddings.weight[0]
     )
