@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_plm.config.options import ModelOptions
-from megatron_plm.convert.config_json import ForeignConfig, checked, require_options
+from megatron_plm.convert.config_json import CONFIG_JSON, ForeignConfig, checked, require_options
 from megatron_plm.convert.format import Format
 from megatron_plm.convert.keymap import Entry, KeyMap, module
 from megatron_plm.convert.lazy import compact, joined, renamed
@@ -168,7 +168,7 @@ def _config_of(content: dict[str, Any], file: Path) -> ForeignConfig:
 FORMAT = Format(
     name=NAME,
     mark=FILE,
-    recognises=lambda path: _model_file(path) is not None,
+    recognises=lambda path: _model_file(path) is not None and not (path / CONFIG_JSON).exists(),
     read=read_fair_esm,
     write=write_fair_esm,
     looks_like="NAME.pt, or a directory with one",

@@ -17,7 +17,7 @@ class Format:
 
     Attributes:
         name: of --from and --to.
-        mark: a file that every directory of the format has; a directory without any format's is never replaced.
+        mark: a file that every directory which `write` wrote has; one without any format's is never replaced.
         recognises: whether a path holds the format, told quickly; UserError if it holds what is refused by name.
         read: (path, **flags) -> weights; UserError if it cannot be read, OSError if a file cannot be opened.
         write: (weights, empty directory, dtype, **flags) -> sentences on what is not carried; UserError if the format

@@ -279,7 +279,7 @@ def _padded(count: int, multiple: int) -> int:
 
 FORMAT = Format(
     name=NAME,
-    mark=TRACKER_FILE,
+    mark=f"{RELEASE}/mp_rank_00/{RANK_FILE}",  # a run's own folder, with iterations, has none
     recognises=recognises,
     read=read_megatron,
     write=write_megatron,

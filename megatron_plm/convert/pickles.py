@@ -97,6 +97,6 @@ def _foreign_names(path: Path, records: tuple[Any, ...]) -> list[str]:
 
 def _refused(path: Path, names: list[str], *, has_flag: bool) -> UserError:
     fault = f"names {', '.join(names[:5])} and" if names else "is damaged, or a pickle that"
-    trusting, again = "if you trust who made it, --trust-pickle lets it run", "fetch it again, or as model.safetensors"
-    way_out = trusting if has_flag else again
+    trusting = "if you trust who made it, convert it with --trust-pickle, which lets it run"
+    way_out = trusting if has_flag else "fetch it again, or as model.safetensors"
     return UserError(f"{path}: {fault} would run code (nothing of it was run); {way_out}")

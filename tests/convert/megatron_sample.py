@@ -169,3 +169,8 @@ def change(file: Path, edit: Any) -> None:
     content = torch.load(file, weights_only=False)
     edit(content)
     torch.save(content, file)
+
+
+def words(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The embedding in the content of a rank's file."""
+    return content["model"]["language_model"]["embedding"]["word_embeddings"]

@@ -1,19 +1,18 @@
 """tools/convert_checkpoint.py: what a user sees, and what is left behind."""
 
-import contextlib
 import json
 import os
-import resource
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
+import megatron_sample
 import pytest
 import torch
 from convert_sample import CARRIED, SAMPLE, TINY, convert, native_checkpoint, random_weights, written
+from full_disk import full_disk
 from pretraining_runs import same_bits
 
 from megatron_plm.convert.command import main, next_command
@@ -46,8 +45,8 @@ def test_every_format_converts_to_every_other_and_back_to_the_same_bits(
     assert lines[0].startswith(f"wrote {tmp_path / 'there'}: {target}, ")
     assert lines[-1].startswith("next: python ")
     assert detect_format(tmp_path / "there") == target
+    assert (tmp_path / "there" / FORMATS[target].mark).is_file()
     files = {path.name for path in (tmp_path / "there").iterdir()}
-    assert FORMATS[target].mark in files
     assert files == {path.name for path in written(weights, target, tmp_path / "plain").iterdir()} | {"conversion.json"}
     shutil.rmtree(tmp_path / "plain")
     assert convert(target, "native", tmp_path / "there", tmp_path / "back") == 0
@@ -171,7 +170,9 @@ def test_force_deletes_no_folder_that_is_not_a_checkpoint_and_never_the_input(
 ) -> None:
     run = tmp_path / "run"
     source = written(random_weights(), "native", run / "checkpoints" / "step_00000001")
-    for output, sentence in ((run, "is no checkpoint directory"), (source, "holds the input")):
+    theirs = megatron_sample.save(tmp_path / "a run of Megatron-LM", megatron_sample.random_model()).parent
+    refused = "is no checkpoint directory"
+    for output, sentence in ((run, refused), (theirs, refused), (source, "holds the input")):
         assert convert("native", "huggingface", source, output, "--force") == 2
         assert sentence in capsys.readouterr().err
         assert read_native(source).options == TINY
@@ -183,17 +184,6 @@ def test_a_failed_conversion_with_force_leaves_the_old_output(tmp_path: Path) ->
     os.truncate(source / "model.safetensors", 5000)
     assert convert("huggingface", "native", source, old, "--force") == 2
     assert same_bits(read_native(old).tensors, random_weights(seed=1).tensors)
-
-
-@contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """Writes beyond 20 kB of a file fail, as on a full disk. Not a fixture: pytest's own log would be such a file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("target", FORMATS)

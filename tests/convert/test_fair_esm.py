@@ -217,6 +217,13 @@ def test_a_model_that_fair_esm_cannot_hold_is_refused(options: dict, message: st
         write_fair_esm(random_weights(replace(TINY, **options)), tmp_path)
 
 
+def test_a_folder_with_another_models_configuration_is_told_as_that(tmp_path: Path) -> None:
+    publish(their_model(SHAPES[2]), tmp_path / "optimizer.pt")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="the model_type is 'bert'"):
+        load_pretrained(tmp_path)
+
+
 def test_a_folder_with_several_models_is_told_so(tmp_path: Path) -> None:
     for name in ("one.pt", "other.pt"):
         publish(their_model(SHAPES[2]), tmp_path / name)

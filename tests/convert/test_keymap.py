@@ -1,13 +1,15 @@
 """The key-map mechanism and the tables built with it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from convert_sample import SHAPES, TINY, options_of, random_weights
+from convert_sample import SAMPLE, SHAPES, TINY, random_weights
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_plm.convert import huggingface, tape
+from megatron_plm.convert import fair_esm, huggingface, megatron, tape
 from megatron_plm.convert.keymap import Entry, KeyMap, Transform, module
 from megatron_plm.convert.transforms import chain, repeat, split_qkv, vocabulary_rows
 from megatron_plm.convert.weights import Weights, native_shapes
@@ -18,9 +20,16 @@ ESM2 = get_tokenizer("esm2")
 
 
 def map_of(format_name: str, weights: Weights) -> KeyMap:
+    options, tokenizer = weights.options, weights.tokenizer
     if format_name == "huggingface":
-        return huggingface.key_map(weights.options, weights.tokenizer, weights.tokenizer.tokens)
-    return tape.key_map(weights.options, weights.tokenizer)
+        return huggingface.key_map(options, tokenizer, tokenizer.tokens)
+    if format_name == "megatron":
+        ranks = options.num_attention_heads  # a head each
+        return megatron.key_map(options, tokenizer, version=0, tensor_parallel_size=ranks, vocabulary_rows_stored=128)
+    return {"proteinlm-tape": tape, "fair-esm": fair_esm}[format_name].key_map(options, tokenizer)
+
+
+TABLES = ["huggingface", "proteinlm-tape", "fair-esm", "megatron"]
 
 
 def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -28,9 +37,11 @@ def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("format_name", ["huggingface", "proteinlm-tape"])
+@pytest.mark.parametrize("format_name", TABLES)
 def test_a_table_read_there_and_back_changes_nothing(format_name: str, shape: tuple[int, int, int, int]) -> None:
-    weights = random_weights(options_of(shape, tokenizer="tape-iupac"))
+    layers, hidden, heads, inner = shape
+    sizes = {"num_layers": layers, "hidden_size": hidden, "num_attention_heads": heads, "ffn_hidden_size": inner}
+    weights = random_weights(replace(SAMPLE[format_name], **sizes))
     key_map = map_of(format_name, weights)
     theirs = key_map.apply(weights.tensors, "ours")
     assert equal(key_map.inverse.apply(theirs, "theirs"), weights.tensors)
@@ -38,9 +49,9 @@ def test_a_table_read_there_and_back_changes_nothing(format_name: str, shape: tu
     assert key_map.inverse.inverse == key_map
 
 
-@pytest.mark.parametrize("format_name", ["huggingface", "proteinlm-tape"])
+@pytest.mark.parametrize("format_name", TABLES)
 def test_a_table_claims_every_tensor_of_the_model_once(format_name: str) -> None:
-    weights = random_weights()
+    weights = random_weights(SAMPLE[format_name])
     claimed = [key for entry in map_of(format_name, weights).entries for key in entry.ours]
     assert sorted(claimed) == sorted(native_shapes(weights.options, weights.tokenizer))
 
@@ -82,6 +93,26 @@ def test_a_wildcard_on_one_side_gathers_all_layers() -> None:
     assert key_map.inverse.apply({}, "theirs") == {}
     with pytest.raises(UserError, match=r"theirs: each\.0, each\.1, each\.2: they must be equal"):
         key_map.inverse.apply({**theirs, "each.1": tensor + 1}, "theirs")
+
+
+def test_entries_are_run_when_their_tensors_are_asked_for() -> None:
+    runs = []
+
+    def double(tensors: list[Tensor]) -> list[Tensor]:
+        runs.extend(tensor.item() for tensor in tensors if not tensor.is_meta)
+        return [tensor * 2 for tensor in tensors]
+
+    table = [Entry((f"a{i}",), (f"x{i}",), Transform(double, double)) for i in range(3)]
+    key_map, ours = KeyMap.build(table, num_layers=1), {f"a{i}": torch.tensor(float(i)) for i in range(3)}
+    lazy = key_map.lazy(ours, "ours")
+    assert (list(lazy), runs) == (["x0", "x1", "x2"], [])
+    assert (lazy["x2"].item(), runs) == (4.0, [2.0])
+    stream = key_map.stream(ours, "ours")
+    assert (next(stream), runs) == (("x0", torch.tensor(0.0)), [2.0, 0.0])
+    with pytest.raises(UserError, match="1 tensor is unknown"):
+        key_map.stream({**ours, "b": torch.ones(1)}, "ours")
+    with pytest.raises(UserError, match="1 tensor is missing"):
+        key_map.lazy({"a0": torch.ones(1), "a1": torch.ones(1)}, "ours")
 
 
 def test_a_chain_runs_backwards_in_reverse_order() -> None:

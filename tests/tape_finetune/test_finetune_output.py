@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-import safetensors
+from full_disk import full_disk
 
 from megatron_plm.errors import run_command
 from tape_finetune import train
@@ -44,15 +44,12 @@ def test_a_place_that_cannot_be_written_is_found_before_training(peptide_dir, tm
         assert capsys.readouterr().err.startswith(f"error: {where[1]}")
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(peptide_dir, tmp_path, monkeypatch, capsys):
-    def refuse(*_: object, **__: object) -> None:
-        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setattr("safetensors.torch.save_file", refuse)
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(peptide_dir, tmp_path, capsys):
     arguments = ["onehot", "csv", "--data_dir", peptide_dir, *CSV, "--num_train_epochs", 1, "--output_dir", tmp_path]
-    assert run_command(train.main, [str(argument) for argument in arguments]) == 2
+    with full_disk():
+        assert run_command(train.main, [str(argument) for argument in arguments]) == 2
     message = capsys.readouterr().err
-    assert "No space left on device" in message
+    assert "File too large; free some space" in message
     assert message.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
