@@ -37,8 +37,10 @@ def main(argv: Sequence[str]) -> int:
     directory = _directory(arguments)
     runs.check_target(directory, force=arguments.force)
     task = TASKS[arguments.task].from_arguments(arguments)
-    run = _build_run(task, arguments)
-    splits = _load_splits(task, arguments, run.max_length)
+    base = build_base(arguments.base_model, arguments.from_pretrained, arguments.seed)
+    max_length = _max_length(arguments.max_length, base)
+    splits = _load_splits(task, arguments, max_length)  # before the head, which may have an output for each class
+    run = _build_run(task, base, max_length, arguments)
     if arguments.force_save != NOT_SAVED:
         return _save_untrained(run, splits["train"], directory, arguments)
 
@@ -90,9 +92,8 @@ def _load_splits(task: Task, arguments: argparse.Namespace, max_length: int | No
     return splits
 
 
-def _build_run(task: Task, arguments: argparse.Namespace) -> runs.Run:
+def _build_run(task: Task, base: BaseModel, max_length: int | None, arguments: argparse.Namespace) -> runs.Run:
     primary_metric = task.metric_name(arguments.primary_metric or task.metric_names[0], "--primary_metric")
-    base = build_base(arguments.base_model, arguments.from_pretrained, arguments.seed)
     head = task.heads[arguments.head](base.num_features, task.num_outputs)
     head.initialize(arguments.seed)
     return runs.Run(
@@ -101,7 +102,7 @@ def _build_run(task: Task, arguments: argparse.Namespace) -> runs.Run:
         base_model=arguments.base_model,
         head=arguments.head,
         primary_metric=primary_metric,
-        max_length=_max_length(arguments.max_length, base),
+        max_length=max_length,
         data_dir=arguments.data_dir,
         seed=arguments.seed,
     )
