@@ -118,6 +118,11 @@ def read_megatron(path: Path, *, trust_pickle: bool = False) -> Weights:
     tensors, dropped = drop_not_carried(join_ranks(models, str(path)), NOT_CARRIED)
     tokenizer = get_tokenizer(_TOKENIZER)
     multiple = args.get("make_vocab_size_divisible_by", int, _VOCABULARY_MULTIPLE) * num_ranks
+    if options.num_attention_heads % num_ranks or multiple < 1:
+        raise UserError(
+            f"{path}: its args have {options.num_attention_heads} heads for {num_ranks} ranks and a vocabulary in "
+            f"multiples of {multiple}, which cannot be; fetch the checkpoint again"
+        )
     table = key_map(
         options,
         tokenizer,
@@ -166,13 +171,13 @@ def _parts_of_rank(table: KeyMap, weights: Weights, dtype: str, rank: int, num_r
 
 def recognises(path: Path) -> bool:
     """Whether `path` is such a checkpoint; UserError for one of megatron-core's own, which is none."""
-    return _single_file(path) is not None or (path.is_dir() and _iteration_folder(path) is not None)
+    file = _single_file(path)
+    return file.name == RANK_FILE if file is not None else path.is_dir() and _iteration_folder(path) is not None
 
 
 def _single_file(path: Path) -> Path | None:
     """The rank's file that `path` is, or directly holds."""
-    file = path if path.is_file() else path / RANK_FILE
-    return file if file.name == RANK_FILE and file.is_file() else None
+    return next((file for file in (path, path / RANK_FILE) if file.is_file()), None)
 
 
 def _rank_files(path: Path) -> tuple[Path | None, list[list[Path]]]:

@@ -67,6 +67,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         "apply_residual_connection_post_layernorm is true, but pre-LN models only",
     ),
     "another GELU in the head": (edited(lambda c: setattr(c["args"], "openai_gelu", True)), "openai_gelu is true"),
+    "heads that the ranks cannot share": (
+        edited(lambda c: setattr(c["args"], "num_attention_heads", 3), BOTH),
+        "its args have 3 heads for 2 ranks",
+    ),
     "shared layers": (edited(lambda c: setattr(c["args"], "num_unique_layers", 2)), "num_unique_layers is 2"),
     "no model": (edited(lambda c: c.pop("model")), "with an entry 'model'"),
     "a missing key": (

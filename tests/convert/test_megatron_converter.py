@@ -55,7 +55,9 @@ def test_the_result_has_the_names_of_the_untrained_model_and_computes_what_prote
     single_file: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = save(tmp_path / "mega", random_model(), num_ranks=1 if single_file else 4)
-    source = folder / "mp_rank_00" / "model_optim_rng.pt" if single_file else tmp_path / "mega"
+    source = tmp_path / "mega"
+    if single_file:
+        source = (folder / "mp_rank_00" / "model_optim_rng.pt").rename(tmp_path / "any name.pt")
     template, out = untrained(tmp_path / "untrained.bin"), tmp_path / "out" / "pytorch_model.bin"
     out.parent.mkdir()
     argv = ["-src", source, "-dst", template, "-out", out, "-dtp", "torch.float32", "-hidden", "48", "-heads", "4"]

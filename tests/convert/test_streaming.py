@@ -36,11 +36,11 @@ class Watched(LazyTensors):
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         self.reads[name] += 1
-        copy = tensor.clone()
-        self.alive += copy.nbytes
+        memory = tensor.numpy().copy()  # lives as long as any view of the tensor
+        self.alive += memory.nbytes
         self.most_alive = max(self.most_alive, self.alive)
-        weakref.finalize(copy, self._gone, copy.nbytes)
-        return copy
+        weakref.finalize(memory, self._gone, memory.nbytes)
+        return torch.from_numpy(memory)
 
     def _gone(self, num_bytes: int) -> None:
         self.alive -= num_bytes
