@@ -143,8 +143,8 @@ class TrainingOptions:
     )
     pretrained_checkpoint: str | None = option(
         None,
-        "native checkpoint whose weights a new run begins with, those of another vocabulary by token; where --load goes "
-        "on with a run it is not read",
+        "native checkpoint whose weights a new run begins with, those of another vocabulary by token; where --load "
+        "goes on with a run it is not read",
     )
     save_interval: int = option(500, "steps between two checkpoints; the last step is always saved")
     keep_last: int = option(3, "checkpoints to keep; older ones of this run are deleted")
