@@ -26,11 +26,15 @@ _ONEHOT_TOKENIZER = "esm2"
 class BaseModel(nn.Module, ABC):
     """From packed proteins to a feature vector a residue, [R, D]."""
 
-    def __init__(self, tokenizer: Tokenizer, num_features: int, max_residues: int | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, num_features: int) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.num_features = num_features
-        self.max_residues = max_residues  # of one protein; None where there is no limit
+
+    @property
+    def max_residues(self) -> int | None:
+        """Residues of the longest protein that it can take; None if there is no limit."""
+        return None
 
     @abstractmethod
     def forward(self, packed: Packed) -> Tensor:
@@ -41,10 +45,14 @@ class EncoderModel(BaseModel):
     """The Transformer encoder's output."""
 
     def __init__(self, encoder: Encoder, options: ModelOptions, tokenizer: Tokenizer) -> None:
-        positions = options.max_position_embeddings
-        super().__init__(tokenizer, options.hidden_size, None if positions is None else positions - NUM_SPECIAL_TOKENS)
+        super().__init__(tokenizer, options.hidden_size)
         self.options = options
         self.encoder = encoder
+
+    @property
+    def max_residues(self) -> int | None:
+        positions = self.options.max_position_embeddings
+        return None if positions is None else positions - NUM_SPECIAL_TOKENS
 
     def forward(self, packed: Packed) -> Tensor:
         row_keys_1 = None

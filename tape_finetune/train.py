@@ -15,7 +15,7 @@ from tape_finetune.bootstrap import Interval
 from tape_finetune.data import Split, choose_file
 from tape_finetune.fit import Epoch, calibrate, fit
 from tape_finetune.leakage import check_distinct, num_in_train
-from tape_finetune.model import TaskModel, build_base, num_parameters
+from tape_finetune.model import BaseModel, TaskModel, build_base, num_parameters
 from tape_finetune.progress import say
 from tape_finetune.scoring import score
 from tape_finetune.source import Source
@@ -37,8 +37,10 @@ def main(argv: Sequence[str]) -> int:
     directory = _directory(arguments)
     runs.check_target(directory, force=arguments.force)
     task = TASKS[arguments.task].from_arguments(arguments)
-    run = _build_run(task, arguments)
-    splits = _load_splits(task, arguments, run.max_length)
+    base = build_base(arguments.base_model, arguments.from_pretrained, arguments.seed)
+    max_length = _max_length(arguments.max_length, base)
+    splits = _load_splits(task, arguments, max_length)  # before the head, which may have an output for each class
+    run = _build_run(task, base, max_length, arguments)
     if arguments.force_save != NOT_SAVED:
         return _save_untrained(run, splits["train"], directory, arguments)
 
@@ -90,9 +92,8 @@ def _load_splits(task: Task, arguments: argparse.Namespace, max_length: int | No
     return splits
 
 
-def _build_run(task: Task, arguments: argparse.Namespace) -> runs.Run:
+def _build_run(task: Task, base: BaseModel, max_length: int | None, arguments: argparse.Namespace) -> runs.Run:
     primary_metric = task.metric_name(arguments.primary_metric or task.metric_names[0], "--primary_metric")
-    base = build_base(arguments.base_model, arguments.from_pretrained, arguments.seed)
     head = task.heads[arguments.head](base.num_features, task.num_outputs)
     head.initialize(arguments.seed)
     return runs.Run(
@@ -101,17 +102,18 @@ def _build_run(task: Task, arguments: argparse.Namespace) -> runs.Run:
         base_model=arguments.base_model,
         head=arguments.head,
         primary_metric=primary_metric,
-        max_length=_max_length(arguments.max_length, base.max_residues),
+        max_length=max_length,
         data_dir=arguments.data_dir,
         seed=arguments.seed,
     )
 
 
-def _max_length(given: int | None, room: int | None) -> int | None:
-    """Residues of a protein that the model sees; raises UserError where --max_length is more than it has room for."""
-    if given is not None and room is not None and given > room:
-        raise UserError(f"--max_length {given}: the model has learned positions for {room} residues; give no more")
-    return room if given is None else given
+def _max_length(given: int | None, base: BaseModel) -> int | None:
+    """Residues beyond which proteins are cropped; UserError if the model could not take as many as were given."""
+    longest = base.max_residues
+    if given is not None and longest is not None and given > longest:
+        raise UserError(f"--max_length {given}: the model has learned positions for {longest} residues; give no more")
+    return longest if given is None else given
 
 
 def _train_and_score(

@@ -81,8 +81,7 @@ def key_map(
 
 
 def token_type_notes(theirs: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """What becomes of their token types on import, where that is anything; the vectors are read."""
-    count = len(meta_of(theirs)[TOKEN_TYPES])
-    others = ["the rows of other types than 0, which proteins never have"] if count > 1 else []
-    added = ["row 0 by itself, which is added to the positions"] if theirs[TOKEN_TYPES][0].any() else []
-    return (f"{TOKEN_TYPES}: {' and '.join(others + added)}",) if others or added else ()
+    """What is not carried of their token types, if there are several."""
+    if len(meta_of(theirs)[TOKEN_TYPES]) == 1:
+        return ()
+    return (f"{TOKEN_TYPES}: but for row 0, which is added to the positions; proteins have no other type",)

@@ -245,8 +245,8 @@ def test_a_model_that_fair_esm_cannot_hold_is_refused(options: dict, message: st
 
 def test_a_folder_with_another_models_configuration_is_told_as_that(tmp_path: Path) -> None:
     publish(their_model(SHAPES[2]), tmp_path / "optimizer.pt")
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UserError, match="the model_type is 'bert'"):
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(UserError, match="the model_type is 't5'"):
         load_pretrained(tmp_path)
 
 

@@ -74,6 +74,10 @@ def published(shape: tuple[int, int, int, int, int], directory: Path) -> dict[st
         "num_hidden_layers": layers, "pad_token_id": 0, "rms_norm": True, "vocab_size": 27,
     }  # fmt: skip
     (directory / "config.json").write_text(json.dumps(config))
+    tokens = ["<pad>", "<unk>", "<mask>", "<bos>", "<eos>", *"|LAGVSERTIDPKQNFYMHWCB"]
+    model = {"type": "WordPiece", "unk_token": "<unk>", "vocab": {token: i for i, token in enumerate(tokens)}}
+    added = [{"id": i, "content": token, "special": True} for i, token in enumerate(tokens[:5])]
+    (directory / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": added, "model": model}))
     return tensors
 
 
@@ -137,13 +141,19 @@ def test_a_published_model_comes_back_in_every_bit(tmp_path: Path) -> None:
         source, out = tmp_path / f"{number}", tmp_path / f"{number} out"
         source.mkdir(), out.mkdir()
         tensors = published(shape, source)
-        (note,) = read_amplify(source).notes
-        assert "vocab.txt: there is none; the tokens of amplify are assumed" in note
+        assert read_amplify(source).notes == ()
         write_huggingface(read_amplify(source), out)
         assert same_bits(load_file(out / "model.safetensors"), tensors)
         theirs, ours = (json.loads((place / "config.json").read_text()) for place in (source, out))
         changed = {name for name in theirs if theirs[name] != ours[name]}
         assert changed == {"auto_map"}  # which names the class where ours does not lie: on the Hub
+
+
+def test_without_a_tokenizers_files_the_published_tokens_are_assumed(tmp_path: Path) -> None:
+    published(SHAPES[0], tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (note,) = read_amplify(tmp_path).notes
+    assert "vocab.txt: there is none; the tokens of amplify are assumed" in note
 
 
 def test_a_round_trip_changes_no_bit(tmp_path: Path) -> None:

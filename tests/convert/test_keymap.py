@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_plm.convert import fair_esm, huggingface, megatron, tape
+from megatron_plm.convert import bert, fair_esm, huggingface, megatron, tape
 from megatron_plm.convert.keymap import Entry, KeyMap, Transform, module
 from megatron_plm.convert.transforms import chain, repeat, split_qkv, vocabulary_rows
 from megatron_plm.convert.weights import CONTACT_HEAD, Weights, contact_head_shapes, native_shapes
@@ -26,10 +26,13 @@ def map_of(format_name: str, weights: Weights) -> KeyMap:
     if format_name == "megatron":
         ranks = options.num_attention_heads  # a head each
         return megatron.key_map(options, tokenizer, version=0, tensor_parallel_size=ranks, vocabulary_rows_stored=128)
+    if format_name == "tape":
+        same = vocabulary_rows(tokenizer.tokens, tokenizer.tokens)
+        return bert.key_map(options, same, head="mlm", num_token_types=2)
     return {"proteinlm-tape": tape, "fair-esm": fair_esm}[format_name].key_map(options, tokenizer)
 
 
-TABLES = ["huggingface", "proteinlm-tape", "fair-esm", "megatron"]
+TABLES = ["huggingface", "tape", "proteinlm-tape", "fair-esm", "megatron"]
 
 
 def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:

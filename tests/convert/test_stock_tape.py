@@ -20,6 +20,7 @@ from convert_sample import (
     random_weights,
     randomize,
 )
+from harmful_pickle import Calls
 from pretraining_runs import same_bits
 from tape_peer import import_tape, tape_config
 from torch import Tensor
@@ -112,7 +113,7 @@ def test_a_stock_directory_is_recognised_and_what_it_holds_beyond_the_model_is_t
     assert weights.options == TAPE_TINY
     told = {note.split(":")[0] for note in weights.notes}
     assert told == {*POOLER, TYPES}
-    assert "row 0 by itself, which is added to the positions" in weights.notes[-1]
+    assert "but for row 0, which is added to the positions" in weights.notes[-1]
     expected = (
         theirs.bert.embeddings.position_embeddings.weight + theirs.bert.embeddings.token_type_embeddings.weight[0]
     )
@@ -120,11 +121,16 @@ def test_a_stock_directory_is_recognised_and_what_it_holds_beyond_the_model_is_t
     assert worst_difference(weights.build(), tmp_path) <= TOLERANCE
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_what_our_export_adds_is_told_and_makes_stock_tape_load_it_whole(tmp_path: Path) -> None:
     notes = write_tape(random_weights(TAPE_TINY), tmp_path)
     assert [note.split(":")[0] for note in notes] == ["bert.pooler.dense", TYPES]
     model, told = import_tape().ProteinBertModel.from_pretrained(str(tmp_path), output_loading_info=True)
     assert told["missing_keys"] == told["error_msgs"] == []
+    task = import_tape().ProteinBertForValuePrediction
+    _, told = task.from_pretrained(str(tmp_path), output_loading_info=True)
+    assert {key.split(".")[0] for key in told["missing_keys"]} == {"predict"}
+    assert {key.split(".")[0] for key in told["unexpected_keys"]} == {"mlm"}
     (sequence,) = random_sequences(IUPAC, [20], masked=0.0)
     with torch.no_grad():
         hidden, pooled = model(sequence[None])
@@ -153,6 +159,17 @@ def test_old_names_of_norms_are_read_as_tape_reads_them(tmp_path: Path) -> None:
     assert detect_format(tmp_path) == "tape"
     assert same_bits(dict(read_tape(tmp_path).tensors), weights.tensors)
     assert worst_difference(weights.build(), tmp_path) <= TOLERANCE
+
+
+def test_looking_at_a_directory_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    marker = tmp_path / "it ran"
+    source = tmp_path / "source"
+    source.mkdir()
+    write_tape(random_weights(TAPE_TINY), source)
+    torch.save({"mlm.bias": torch.zeros(30), "x": Calls(Path.touch, marker)}, source / "pytorch_model.bin")
+    assert convert("tape", "native", source, tmp_path / "out") == 2
+    assert "would run code (nothing of it was run)" in capsys.readouterr().err
+    assert not marker.exists()
 
 
 def test_rows_go_by_the_role_of_a_token(tmp_path: Path) -> None:

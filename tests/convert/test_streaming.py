@@ -51,9 +51,9 @@ def watched(weights: Weights) -> tuple[Weights, Watched]:
     return replace(weights, tensors=tensors), tensors
 
 
-@pytest.mark.parametrize("target", FORMATS)
-def test_each_tensor_is_read_once_and_let_go_before_the_next(target: str, tmp_path: Path) -> None:
-    options = next(options for options, names in CARRIED if target in names)
+@pytest.mark.parametrize(("number", "target"), [(i, name) for i, (_, names) in enumerate(CARRIED) for name in names])
+def test_each_tensor_is_read_once_and_let_go_before_the_next(number: int, target: str, tmp_path: Path) -> None:
+    options, _ = CARRIED[number]
     weights, tensors = watched(random_weights(replace(options, num_layers=12)))
     written(weights, target, tmp_path / "out")
     assert set(tensors.reads.values()) == {1}
@@ -76,6 +76,7 @@ def test_a_rank_is_read_at_a_time(tmp_path: Path) -> None:
         ("fair-esm", {"tokenizer": "tape-iupac"}),
         ("proteinlm-tape", {"norm_placement": "post"}),
         ("megatron", {}),
+        ("tape", {}),
     ],
     ids=str,
 )
@@ -96,7 +97,7 @@ def test_reading_a_checkpoint_reads_no_tensor(tmp_path: Path, monkeypatch: pytes
             with monkeypatch.context() as patched:
                 patched.setattr(LazyTensors, "__getitem__", lambda *_: pytest.fail("a tensor was read"))
                 weights = FORMATS[name].read(path)
-                assert len(weights.tensors) > 20
+                assert len(weights.tensors) > 15
                 assert "head.bias" in weights.tensors
             assert same_bits(dict(FORMATS[name].read(path).tensors), dict(weights.tensors))
 
