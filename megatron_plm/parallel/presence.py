@@ -26,6 +26,7 @@ _PATIENCE = 10  # beats in which all others have noticed what one of them has
 _NAMED = 8  # processes that a message names
 
 _HERE, _WAITED, _LEFT = "here", "waited in vain", "left"
+_HOLDER = "process 0, which holds the store where all meet,"
 
 
 def open_store(rank: int, size: int, timeout: timedelta) -> Store:
@@ -86,6 +87,14 @@ class Presence:
         self._thread = threading.Thread(target=self._live, name="presence", daemon=True)
 
     def __enter__(self) -> Self:
+        try:
+            self._meet()
+        except (RuntimeError, ValueError):
+            raise RunFailed(f"{_HOLDER} has gone before all had come; look for its own message") from None
+        self._thread.start()
+        return self
+
+    def _meet(self) -> None:
         self._sign()
         if self._store.add("number", 1) == self._size:
             self._store.set("all", "")
@@ -104,8 +113,6 @@ class Presence:
             if _holds_store(self._rank):
                 time.sleep(_BEAT)  # the others read it too
             raise failure
-        self._thread.start()
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         failure = None
@@ -130,7 +137,7 @@ class Presence:
             self._is_alone = True
             if _agent_holds_store():
                 return None
-            self._verdict, self._tells = "process 0, which holds the store where all meet, has gone or hangs", True
+            self._verdict, self._tells = f"{_HOLDER} has gone or hangs", True
         if not self._verdict:
             return None
         failure = RunFailed(f"{self._verdict}; go on from the last checkpoint with --load")
