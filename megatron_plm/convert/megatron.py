@@ -175,6 +175,12 @@ def recognises(path: Path) -> bool:
     return file.name == RANK_FILE if file is not None else path.is_dir() and _iteration_folder(path) is not None
 
 
+def folder_read(path: Path) -> Path:
+    """The folder whose ranks `read_megatron` reads for `path`; the file of a single rank where there is none."""
+    folder, files = _rank_files(path)
+    return files[0][0] if folder is None else folder
+
+
 def _single_file(path: Path) -> Path | None:
     """The rank's file that `path` is, or directly holds."""
     return next((file for file in (path, path / RANK_FILE) if file.is_file()), None)
