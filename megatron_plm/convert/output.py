@@ -1,4 +1,4 @@
-"""Before any work: an output that may be written, or replaced, without harm to the input or to what is no checkpoint."""
+"""Before any work: an output that may be written or replaced with no harm to the input, or to what is no checkpoint."""
 
 import json
 import os
