@@ -1,7 +1,11 @@
 """Everything about a configuration that cannot work, found before anything is built; nothing is repaired."""
 
+import math
+
 from megatron_plm.config.layout import layout_problems
 from megatron_plm.config.options import Config, DataOptions, ModelOptions
+
+_LARGEST_DISTANCE = 4096  # of the head counts that are proposed from the one that was asked for
 
 
 def problems(config: Config, *, world_size: int = 1) -> list[str]:
@@ -25,6 +29,7 @@ def problems(config: Config, *, world_size: int = 1) -> list[str]:
     }
     for name, value in positive.items():
         require(value > 0, f"--{name.replace('_', '-')} must be above 0, not {value}")
+        require(value != math.inf, f"--{name.replace('_', '-')} must be finite, not {value}")
     not_negative = {n: getattr(training, n) for n in ("weight_decay", "clip_grad", "min_lr", "lr_warmup_iters")}
     not_negative |= {n: getattr(data, n) for n in ("shuffle_block_size", "num_workers")}
     for name, value in not_negative.items():
@@ -88,6 +93,11 @@ def _position_problems(model: ModelOptions, data: DataOptions) -> list[str]:
 def _divisors_text(model: ModelOptions) -> str:
     """The head counts nearest to what was asked for that divide the hidden size, rotary positions into even heads."""
     size, multiple = model.hidden_size, 2 if model.position_embedding_type == "rope" else 1
-    counts = [n for n in range(1, size + 1) if size % n == 0 and (size // n) % multiple == 0]
-    nearest = sorted(sorted(counts, key=lambda n: abs(n - model.num_attention_heads))[:3])
-    return f"head counts that do: {', '.join(map(str, nearest))}" if nearest else "choose an even hidden size"
+    start, nearest = min(model.num_attention_heads, size), set[int]()
+    for distance in range(min(size, _LARGEST_DISTANCE)):
+        for count in (start - distance, start + distance):
+            if len(nearest) < 3 and 1 <= count <= size and size % (count * multiple) == 0:
+                nearest.add(count)
+    if not nearest and size % multiple == 0:
+        nearest.add(1)
+    return f"head counts that do: {', '.join(map(str, sorted(nearest)))}" if nearest else "choose an even hidden size"

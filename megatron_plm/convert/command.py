@@ -16,6 +16,7 @@ from megatron_plm.convert import hf_amplify
 from megatron_plm.convert.config_json import model_type_of, write_json
 from megatron_plm.convert.format import Format
 from megatron_plm.convert.lazy import meta_of
+from megatron_plm.convert.output import CONVERSION_FILE, check_apart, check_replaceable, named
 from megatron_plm.convert.pretrained import FORMATS, detect_format, read_checkpoint
 from megatron_plm.convert.weights import CONTACT_HEAD, DTYPES, INVERSE_FREQUENCIES, Weights
 from megatron_plm.errors import UserError
@@ -24,7 +25,6 @@ from megatron_plm.invocation import command_line
 from megatron_plm.memory import return_freed_memory
 
 _VERB = "convert-checkpoint"
-CONVERSION_FILE = "conversion.json"
 _EXAMPLE_STRUCTURES = Path("examples/data/structures")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -68,14 +68,15 @@ def build_parser() -> ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Convert as `argv` says and print what was written, what is not carried and the next command."""
     arguments = build_parser().parse(argv)
-    source, output = arguments.input, arguments.output
+    source, output = arguments.input, named(arguments.output)
     target = FORMATS[arguments.target]
     read_flags = _given(arguments, _READ_FLAGS, FORMATS[arguments.source], "from", FORMATS[arguments.source].read_flags)
     write_flags = _given(arguments, _WRITE_FLAGS, target, "to", target.write_flags)
-    _check_output(source, output, force=arguments.force)
+    check_replaceable(output, force=arguments.force)
     found = detect_format(source)
     if found != arguments.source:
         raise UserError(f"{source}: holds a {found} checkpoint, not {arguments.source}; give --from {found}")
+    check_apart(source, found, output)
     if target.name == "native" and arguments.dtype != "float32":
         raise UserError(f"--dtype {arguments.dtype}: native checkpoints hold float32 weights, leave --dtype out")
     return_freed_memory()
@@ -134,15 +135,3 @@ def _given(
         if name not in taken:
             raise UserError(f"--{name.replace('_', '-')}: --{flag} {entry.name} has no use for it; leave it out")
     return given
-
-
-def _check_output(source: Path, output: Path, *, force: bool) -> None:
-    """Before any work: refuse to overwrite, and with `force` to delete what is no converted checkpoint."""
-    if not output.exists():
-        return
-    if not force:
-        raise UserError(f"{output} exists already; give another --output, or --force to replace it")
-    if not any((output / entry.mark).is_file() for entry in FORMATS.values()):
-        raise UserError(f"{output} is no checkpoint directory, so --force does not delete it; give another --output")
-    if source.resolve().is_relative_to(output.resolve()):
-        raise UserError(f"{output} holds the input {source}, so --force does not delete it; give another --output")

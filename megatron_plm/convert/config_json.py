@@ -46,7 +46,10 @@ class ForeignConfig:
         if value is None:
             value = default
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError:
+                raise UserError(f"{self.place}: {name} is an integer beyond the range of a float; correct it") from None
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             found = "has no value" if value is None else f"is {_shown(value)}"
             raise UserError(f"{self.place}: {name} {found}; expected a value of type {kind.__name__}")

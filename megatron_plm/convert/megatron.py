@@ -29,6 +29,7 @@ from megatron_plm.convert.megatron_ranks import (
     rank_files,
     read_rank,
     refuse_missing,
+    shared_args,
 )
 from megatron_plm.convert.pickles import write_pickle
 from megatron_plm.convert.transforms import chain, padded_rows, qkv_rows, repeat, vocabulary_rows
@@ -40,6 +41,7 @@ NAME = "megatron"
 VERSION = 3.0
 _TOKENIZER = "proteinlm"
 _VOCABULARY_MULTIPLE = 128  # of rows that each rank has, --make-vocab-size-divisible-by
+_LARGEST_MULTIPLE = 2**20
 _LAYER = "language_model.transformer.layers.{i}"
 _EMBEDDING_OF_HEAD = "word_embeddings_for_head.weight"  # the last stage's copy, where there are several
 
@@ -104,7 +106,7 @@ def read_megatron(path: Path, *, trust_pickle: bool = False) -> Weights:
     """
     folder, files = _rank_files(path)
     stages = [[read_rank(file, trust_pickle=trust_pickle) for file in ranks] for ranks in files]
-    version, args = _version_and_args(stages, str(path))
+    version, args = _version_and_args(stages, files, str(path))
     size = "model_parallel_size" if version < VERSION else "tensor_model_parallel_size"
     num_stages = args.get("pipeline_model_parallel_size", int, len(stages))
     num_ranks = args.get(size, int, len(stages[0]))
@@ -114,21 +116,26 @@ def read_megatron(path: Path, *, trust_pickle: bool = False) -> Weights:
         refuse_missing(folder, expected_files(folder, num_stages, num_ranks))
         raise UserError(f"{folder}: holds more ranks than the {num_stages * num_ranks} of its args; remove the others")
     options = _options_from(args)
-    models = [[rank["model"] for rank in ranks] for ranks in stages]
-    tensors, dropped = drop_not_carried(join_ranks(models, str(path)), NOT_CARRIED)
-    tokenizer = get_tokenizer(_TOKENIZER)
-    multiple = args.get("make_vocab_size_divisible_by", int, _VOCABULARY_MULTIPLE) * num_ranks
-    if options.num_attention_heads % num_ranks or multiple < 1:
+    if options.num_attention_heads % num_ranks:
         raise UserError(
-            f"{path}: its args have {options.num_attention_heads} heads for {num_ranks} ranks and a vocabulary in "
-            f"multiples of {multiple}, which cannot be; fetch the checkpoint again"
+            f"{args.place} have {options.num_attention_heads} heads for {num_ranks} ranks, which cannot share them; "
+            "fetch the checkpoint again"
         )
+    multiple = args.get("make_vocab_size_divisible_by", int, _VOCABULARY_MULTIPLE)
+    if not 1 <= multiple <= _LARGEST_MULTIPLE:
+        raise UserError(
+            f"{args.place}: make_vocab_size_divisible_by is {multiple}; expected 1 to {_LARGEST_MULTIPLE}; fetch the "
+            "checkpoint again"
+        )
+    models = [[rank["model"] for rank in ranks] for ranks in stages]
+    tensors, dropped = drop_not_carried(join_ranks(models, files), NOT_CARRIED)
+    tokenizer = get_tokenizer(_TOKENIZER)
     table = key_map(
         options,
         tokenizer,
         version=version,
         tensor_parallel_size=num_ranks,
-        vocabulary_rows_stored=_padded(tokenizer.vocab_size, multiple),
+        vocabulary_rows_stored=_padded(tokenizer.vocab_size, multiple * num_ranks),
     )
     return Weights(options, tokenizer, import_tensors(table, tensors, options, tokenizer, str(path)), dropped)
 
@@ -175,6 +182,12 @@ def recognises(path: Path) -> bool:
     return file.name == RANK_FILE if file is not None else path.is_dir() and _iteration_folder(path) is not None
 
 
+def folder_read(path: Path) -> Path:
+    """The folder whose ranks `read_megatron` reads for `path`; the file of a single rank where there is none."""
+    folder, files = _rank_files(path)
+    return files[0][0] if folder is None else folder
+
+
 def _single_file(path: Path) -> Path | None:
     """The rank's file that `path` is, or directly holds."""
     return next((file for file in (path, path / RANK_FILE) if file.is_file()), None)
@@ -209,7 +222,9 @@ def _iteration_folder(path: Path) -> Path | None:
     return folder
 
 
-def _version_and_args(stages: list[list[dict[str, Any]]], place: str) -> tuple[float, ForeignConfig]:
+def _version_and_args(
+    stages: list[list[dict[str, Any]]], files: list[list[Path]], place: str
+) -> tuple[float, ForeignConfig]:
     """The checkpoint's version and the arguments of the command that trained it; UserError if the ranks disagree."""
     ranks = [rank for stage in stages for rank in stage]
     for name in ("checkpoint_version", "iteration"):
@@ -217,12 +232,10 @@ def _version_and_args(stages: list[list[dict[str, Any]]], place: str) -> tuple[f
         if len(found) > 1:
             raise UserError(f"{place}: its ranks have {name} {' and '.join(found)}; copy all ranks of one iteration")
     version = ranks[0].get("checkpoint_version", 0)
-    if not isinstance(version, int | float) or not 0 <= version <= VERSION:
-        raise UserError(f"{place}: has checkpoint_version {version!r}; expected 0 to {VERSION}")
-    args = ranks[0].get("args")
-    if not isinstance(args, argparse.Namespace):
-        raise UserError(f"{place}: has no args, so the shape of its model is unknown; give the files as saved")
-    return version, ForeignConfig(vars(args), f"{place}: args")
+    is_number = isinstance(version, int | float) and not isinstance(version, bool)
+    if not is_number or not (version in (0, 1) or 2 <= version <= VERSION):
+        raise UserError(f"{place}: has checkpoint_version {version!r}; expected 0, 1, or 2 to {VERSION}")
+    return version, ForeignConfig(shared_args(stages, files), f"{place}: args")
 
 
 def _options_from(args: ForeignConfig) -> ModelOptions:

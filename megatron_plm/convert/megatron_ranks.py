@@ -9,6 +9,8 @@ Layout, names and the dimensions that ranks share: megatron/checkpointing.py and
 0, are counted through.
 """
 
+import argparse
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +40,15 @@ _SPLIT_DIMS = (
     (re.compile(r"(query_key_value|dense_h_to_4h)\.(weight|bias)$|word_embeddings\w*\.weight$|^lm_head\.bias$"), 0),
     (re.compile(r"(attention\.dense|dense_4h_to_h)\.weight$"), 1),
 )
-_RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?")
+# The fields of args that all ranks share: what the model is, and how it was cut.
+_ARCHITECTURE = (
+    "num_layers", "num_unique_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads",
+    "max_position_embeddings", "layernorm_epsilon", "apply_residual_connection_post_layernorm", "openai_gelu",
+    "bias_gelu_fusion", "make_vocab_size_divisible_by", "model_parallel_size", "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+)  # fmt: skip
+_RANK_FOLDER = re.compile(r"mp_rank_([0-9]{2,6})(?:_([0-9]{3,6}))?")
+_ITERATION = re.compile(r"[0-9]{1,12}")
 _LAYER = re.compile(r"^(language_model\.transformer\.layers\.)(\d+)(?=\.)")
 
 
@@ -51,7 +61,7 @@ def iteration_folder(path: Path) -> Path | None:
     if not tracker.is_file():
         return path if any(_RANK_FOLDER.fullmatch(child.name) for child in path.glob("mp_rank_*")) else None
     text = tracker.read_text(encoding="utf-8", errors="replace").strip()
-    if text != RELEASE and not text.isdecimal():
+    if text != RELEASE and not _ITERATION.fullmatch(text):
         raise UserError(f"{tracker}: is {text[:40]!r}; expected the number of an iteration or {RELEASE!r}")
     folder = path / (RELEASE if text == RELEASE else f"iter_{int(text):07d}")
     if not folder.is_dir():
@@ -95,28 +105,81 @@ def read_rank(path: Path, *, trust_pickle: bool) -> dict[str, Any]:
     return content
 
 
-def join_ranks(stages: Sequence[Sequence[Mapping[str, Any]]], place: str) -> LazyTensors:
-    """The whole model's tensors, of the entries 'model' of each stage's ranks."""
-    whole: dict[str, list[Tensor]] = {}
+def shared_args(stages: Sequence[Sequence[Mapping[str, Any]]], files: Sequence[Sequence[Path]]) -> dict[str, Any]:
+    """The arguments saved in the ranks' files; UserError if one has none, or of another architecture than the first."""
+    first = stages[0][0].get("args")
+    for rank, file in zip(itertools.chain(*stages), itertools.chain(*files), strict=True):
+        args = rank.get("args")
+        if not isinstance(args, argparse.Namespace):
+            raise UserError(f"{file}: has no args, so the shape of its model is unknown; give the files as saved")
+        for name in _ARCHITECTURE:
+            here, there = getattr(args, name, None), getattr(first, name, None)
+            if here != there:
+                raise UserError(
+                    f"{file}: its args have {name} {here!r}, and those of {files[0][0]} {there!r}; copy all ranks of "
+                    "one iteration"
+                )
+    return vars(first)
+
+
+def join_ranks(stages: Sequence[Sequence[Mapping[str, Any]]], files: Sequence[Sequence[Path]]) -> LazyTensors:
+    """The whole model's tensors, of the entries 'model' of each stage's ranks, which `files` hold.
+
+    Raises UserError where the ranks of a stage hold other names, shapes or types, where two stages hold the same name,
+    and, when a tensor is read of which each rank has the whole, where they have different ones.
+    """
+    whole: dict[str, tuple[int, str, list[Tensor]]] = {}  # the stage, the name there, the ranks' parts
     first_layer = 0
     for number, ranks in enumerate(stages):
-        parts = [dict(_flat(rank, place)) for rank in ranks]
+        parts = [dict(_flat(rank, file)) for rank, file in zip(ranks, files[number], strict=True)]
+        for part, file in zip(parts, files[number], strict=True):
+            _check_like_first(part, parts[0], file, files[number][0])
         layers = {int(match[2]) for key in parts[0] if (match := _LAYER.match(key))}
-        for key, tensor in parts[0].items():
-            if any(key not in part for part in parts) or any(part[key].shape != tensor.shape for part in parts):
-                shapes = [list(part[key].shape) if key in part else "absent" for part in parts]
-                raise UserError(f"{place}: {key} of stage {number} is {shapes} in its ranks; copy all of one iteration")
+        for key in parts[0]:
             layer = _LAYER.match(key)
             name = key if layer is None else f"{layer[1]}{first_layer + int(layer[2])}{key[layer.end() :]}"
-            whole[name] = [part[key] for part in parts]
+            if name in whole:
+                raise UserError(
+                    f"{files[number][0]}: holds {key}, which {files[whole[name][0]][0]}, another stage, holds, too; "
+                    "copy all of one iteration"
+                )
+            whole[name] = number, key, [part[key] for part in parts]
         first_layer += 1 + max(layers, default=-1)
 
     def join(name: str, parts: Sequence[Tensor]) -> Tensor:
         dim = _split_dim(name)
         return parts[0] if dim is None or len(parts) == 1 else torch.cat(list(parts), dim=dim)
 
-    meta = {name: join(name, [part.to("meta") for part in parts]) for name, parts in whole.items()}
-    return LazyTensors(meta, lambda name: join(name, whole[name]))
+    def read(name: str) -> Tensor:
+        number, key, parts = whole[name]
+        for part, file in zip(parts, files[number], strict=True):
+            if _split_dim(name) is None and not _same_values(part, parts[0]):
+                raise UserError(
+                    f"{file}: {key} has other values than in {files[number][0]}, and all ranks have the whole of it; "
+                    "copy all ranks of one iteration"
+                )
+        return join(name, parts)
+
+    meta = {name: join(name, [part.to("meta") for part in parts]) for name, (_, _, parts) in whole.items()}
+    return LazyTensors(meta, read)
+
+
+def _check_like_first(part: Mapping[str, Tensor], first: Mapping[str, Tensor], file: Path, first_file: Path) -> None:
+    for key in [*first, *part]:
+        here, there = part.get(key), first.get(key)
+        if here is None or there is None or (here.shape, here.dtype) != (there.shape, there.dtype):
+            raise UserError(
+                f"{file}: {key} is {_described(here)}, and {_described(there)} in {first_file}; copy all ranks of one "
+                "iteration"
+            )
+
+
+def _described(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else f"{list(tensor.shape)} of {tensor.dtype}"
+
+
+def _same_values(one: Tensor, other: Tensor) -> bool:
+    return one is other or torch.equal(one, other) or torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def part_of_rank(name: str, tensor: Tensor, rank: int, num_ranks: int) -> Tensor:
@@ -145,7 +208,7 @@ def _split_dim(name: str) -> int | None:
     return next((dim for pattern, dim in _SPLIT_DIMS if pattern.search(name)), None)
 
 
-def _flat(content: Mapping[str, Any], place: str, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+def _flat(content: Mapping[str, Any], place: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     for key, value in content.items():
         if isinstance(value, dict):
             yield from _flat(value, place, f"{prefix}{key}.")

@@ -7,6 +7,7 @@ be read whole.
 
 import argparse
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -48,7 +49,9 @@ def read_pickle(path: Path, *, records: tuple[Any, ...] = (), trust: bool | None
     with path.open("rb") as file:
         mapped = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
     try:
-        with torch.serialization.safe_globals(list(records)):
+        # torch warns of old protocols and of TorchScript before it refuses them, in many lines.
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(records)):
+            warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=not trust, mmap=mapped)
     except pickle.UnpicklingError:
         raise _refused(path, _foreign_names(path, records), has_flag=trust is not None) from None

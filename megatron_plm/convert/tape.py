@@ -124,6 +124,11 @@ def read_proteinlm_tape(directory: Path) -> Weights:
     tokenizer = _tape_tokenizer()
     config.require("vocab_size", tokenizer.vocab_size, f"TAPE's IUPAC vocabulary has {tokenizer.vocab_size} tokens")
     is_forks_own = model_type_of(directory) == ""
+    if is_forks_own:
+        reason = (
+            f"the fork's own models, which have no model_type, have learned positions; {MODEL_TYPE} has rotary ones"
+        )
+        config.require("position_embedding_type", _POSITIONS["learned_absolute"], reason, default="absolute")
     positions = config.choice("position_embedding_type", _POSITIONS, "absolute" if is_forks_own else None)
     options = options_from(
         config,

@@ -169,6 +169,8 @@ def _shards(index: Path) -> list[Path]:
     """The files that an index of shards names; all lie beside it."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("weight_map names what is no file")
     except (OSError, *JSON_ERRORS, KeyError, TypeError, AttributeError) as error:
         raise damaged(index, error) from None
     for name in names:

@@ -67,6 +67,24 @@ BAD_HUGGINGFACE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: edit_config(d, model_type=None),
         "the names of neither stock TAPE nor ProteinLM's fork",
     ),
+    "a huge size that the heads do not share": (
+        lambda d: edit_config(d, hidden_size=2**40, num_attention_heads=12),
+        "--num-attention-heads 12; head counts that do: 4, 8, 16",
+    ),
+    "an integer beyond all floats": (
+        lambda d: edit_config(d, layer_norm_eps=10**400),
+        "layer_norm_eps is an integer beyond the range of a float",
+    ),
+    "an infinite epsilon": (
+        lambda d: edit_config(d, layer_norm_eps=float("inf")),
+        "--layernorm-epsilon must be finite, not inf",
+    ),
+    "an index of shards that names no file": (
+        lambda d: (
+            (d / "model.safetensors").rename(d / "model.safetensors.index.json").write_text('{"weight_map": {"a": 3}}')
+        ),
+        "model.safetensors.index.json: cannot be read (weight_map names what is no file)",
+    ),
     "another vocabulary": (lambda d: (d / "vocab.txt").write_text("A\nC\n"), "2 tokens for a vocab_size of 33"),
     "a pickle of other things": (lambda d: pickled(d, {"weights": [1, 2]}), "expected tensors by name"),
 }
@@ -102,6 +120,24 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, capsys: pytest.CaptureFix
         assert not (tmp_path / "out").exists()
     pickle.loads(pickle.dumps(payload))
     assert marker.exists()  # a careless reader would have run it
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_pickle_that_is_refused_is_one_sentence_without_warnings(
+    zipped: bool, protocol: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    source = written(random_weights(), "proteinlm-tape", tmp_path / "tape")
+    content = {"x": Calls(Path.touch, tmp_path / "it ran")}
+    path = source / "pytorch_model.bin"
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    assert convert("proteinlm-tape", "native", source, tmp_path / "out") == 2
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+    recorded = [warning for warning in recwarn if "torch.jit" not in str(warning.message)]
+    recwarn.clear()
+    assert convert("proteinlm-tape", "native", source, tmp_path / "out") == 2
+    assert [str(warning.message) for warning in (*recorded, *recwarn)] == []
+    assert capsys.readouterr().err.count("\n") == 2
 
 
 @pytest.mark.parametrize("zipped", [False, True])

@@ -79,10 +79,12 @@ def test_it_is_the_model_with_the_final_norm_and_the_tied_matrix(
 
 
 def test_what_the_fork_lost_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    forks_directory(tmp_path)
-    assert convert("tape", "native", tmp_path, tmp_path / "out") == 2
+    fork = tmp_path / "fork"
+    fork.mkdir()
+    forks_directory(fork)
+    assert convert("tape", "native", fork, tmp_path / "out") == 2
     assert "holds a proteinlm-tape checkpoint, not tape; give --from proteinlm-tape" in capsys.readouterr().err
-    assert convert("proteinlm-tape", "native", tmp_path, tmp_path / "out") == 0
+    assert convert("proteinlm-tape", "native", fork, tmp_path / "out") == 0
     told = capsys.readouterr().out
     for words in (
         "mlm.decoder.weight: the fork takes the token embedding",
@@ -92,8 +94,8 @@ def test_what_the_fork_lost_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
         "hidden_act gelu_new in config.json means the tanh form",
     ):
         assert f"not carried: {words}" in told or words in told
-    forks_directory(tmp_path, hidden_act="gelu_new")
-    assert not any("tanh GELU" in note for note in read_proteinlm_tape(tmp_path).notes)
+    forks_directory(fork, hidden_act="gelu_new")
+    assert not any("tanh GELU" in note for note in read_proteinlm_tape(fork).notes)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,7 @@ def test_what_the_fork_lost_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
         ({"hidden_act": "swish"}, 'hidden_act is "swish"'),
         ({"num_hidden_layers": 3}, r"16 tensors are missing \(bert\.encoder\.layer\.2"),
         ({"type_vocab_size": 3}, r"token_type_embeddings\.weight has shape \[1, 24\], but .* \[3, 24\]"),
+        ({"position_embedding_type": "rotary"}, 'position_embedding_type is "rotary", but the fork\'s own models'),
         ({"max_position_embeddings": None}, "max_position_embeddings has no value"),
     ],
     ids=str,

@@ -58,26 +58,71 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "ranks of two iterations": (edited(lambda c: c.update(iteration=7)), "its ranks have iteration 1000 and 7"),
     "an unknown version": (
         edited(lambda c: c.update(checkpoint_version=4.0), BOTH),
-        "has checkpoint_version 4.0; expected 0 to 3.0",
+        "has checkpoint_version 4.0; expected 0, 1, or 2 to 3.0",
     ),
     "no args": (edited(lambda c: c.pop("args")), "has no args"),
-    "args without a needed one": (edited(lambda c: delattr(c["args"], "num_layers")), "num_layers has no value"),
+    "args without a needed one": (edited(lambda c: delattr(c["args"], "num_layers"), BOTH), "num_layers has no value"),
     "another architecture": (
-        edited(lambda c: setattr(c["args"], "apply_residual_connection_post_layernorm", True)),
+        edited(lambda c: setattr(c["args"], "apply_residual_connection_post_layernorm", True), BOTH),
         "apply_residual_connection_post_layernorm is true, but pre-LN models only",
     ),
-    "another GELU in the head": (edited(lambda c: setattr(c["args"], "openai_gelu", True)), "openai_gelu is true"),
+    "another GELU in the head": (
+        edited(lambda c: setattr(c["args"], "openai_gelu", True), BOTH),
+        "openai_gelu is true",
+    ),
     "heads that the ranks cannot share": (
         edited(lambda c: setattr(c["args"], "num_attention_heads", 3), BOTH),
-        "its args have 3 heads for 2 ranks",
+        "args have 3 heads for 2 ranks",
     ),
-    "shared layers": (edited(lambda c: setattr(c["args"], "num_unique_layers", 2)), "num_unique_layers is 2"),
+    "shared layers": (edited(lambda c: setattr(c["args"], "num_unique_layers", 2), BOTH), "num_unique_layers is 2"),
     "no model": (edited(lambda c: c.pop("model")), "with an entry 'model'"),
     "a missing key": (
         edited(lambda c: transformer(c).pop(QKV), BOTH),
         f"1 tensor is missing (language_model.transformer.{QKV})",
     ),
-    "a key of one rank only": (edited(lambda c: transformer(c).pop(QKV), BOTH[1:]), "'absent'] in its ranks"),
+    "a key of one rank only": (
+        edited(lambda c: transformer(c).pop(QKV), BOTH[1:]),
+        f"mp_rank_01/model_optim_rng.pt: language_model.transformer.{QKV} is absent, and [72, 48]",
+    ),
+    "a key of the other rank only": (
+        edited(lambda c: transformer(c).update({"layers.1.adapter.weight": torch.ones(2)}), BOTH[1:]),
+        "mp_rank_01/model_optim_rng.pt: language_model.transformer.layers.1.adapter.weight is [2] of torch.float32, "
+        "and absent",
+    ),
+    "values that differ between ranks": (
+        edited(lambda c: transformer(c)["layers.1.input_layernorm.weight"].add_(1), BOTH[1:]),
+        "mp_rank_01/model_optim_rng.pt: language_model.transformer.layers.1.input_layernorm.weight has other values",
+    ),
+    "types that differ between ranks": (
+        edited(lambda c: transformer(c).update({QKV: transformer(c)[QKV].half()}), BOTH[1:]),
+        f"{QKV} is [72, 48] of torch.float16, and [72, 48] of torch.float32",
+    ),
+    "args that differ between ranks": (
+        edited(lambda c: setattr(c["args"], "bias_gelu_fusion", False), BOTH[1:]),
+        "mp_rank_01/model_optim_rng.pt: its args have bias_gelu_fusion False, and those of",
+    ),
+    "no args in the other rank": (
+        edited(lambda c: c.pop("args"), BOTH[1:]),
+        "mp_rank_01/model_optim_rng.pt: has no args",
+    ),
+    "a version between two": (
+        edited(lambda c: c.update(checkpoint_version=1.5), BOTH),
+        "has checkpoint_version 1.5; expected 0, 1, or 2 to 3.0",
+    ),
+    **{
+        f"a vocabulary in multiples of {multiple}": (
+            edited(lambda c, multiple=multiple: setattr(c["args"], "make_vocab_size_divisible_by", multiple), BOTH),
+            f"make_vocab_size_divisible_by is {multiple}; expected 1 to",
+        )
+        for multiple in (0, -1, 10**30)
+    },
+    **{
+        f"a tracker with {text!r}": (
+            lambda folder, text=text: (folder.parent / "latest_checkpointed_iteration.txt").write_text(text),
+            "expected the number of an iteration or 'release'",
+        )
+        for text in ("9" * 5000, "١٢", "-1", "")
+    },
     "an unknown key": (
         edited(lambda c: transformer(c).update({"layers.1.adapter.weight": torch.ones(2)}), BOTH),
         "1 tensor is unknown (language_model.transformer.layers.1.adapter.weight)",
@@ -88,7 +133,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "shapes that differ between ranks": (
         edited(lambda c: transformer(c).update({QKV: torch.ones(12, sample.D)})),
-        f"{QKV} of stage 0 is [[12, 48], [72, 48]] in its ranks",
+        f"{QKV} is [72, 48] of torch.float32, and [12, 48] of torch.float32 in",
     ),
     "a shape of another model": (
         edited(lambda c: transformer(c).update({QKV: torch.ones(12, sample.D)}), BOTH),
@@ -111,6 +156,20 @@ def test_bad_input_is_one_sentence_exit_2_and_no_output(
     printed = capsys.readouterr()
     assert (printed.out, printed.err.count("\n")) == ("", 1)
     assert sentence in printed.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tensor_of_two_stages_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save(tmp_path / "source", random_model(), num_stages=2, num_ranks=2)
+    extra = {"final_layernorm.weight": torch.ones(sample.D)}
+    for rank in (0, 1):
+        sample.change(folder / f"mp_rank_{rank:02d}_000/model_optim_rng.pt", lambda c: transformer(c).update(extra))
+    assert convert("megatron", "native", tmp_path / "source", tmp_path / "out") == 2
+    message = capsys.readouterr().err
+    assert (
+        "mp_rank_00_001/model_optim_rng.pt: holds language_model.transformer.final_layernorm.weight, which" in message
+    )
+    assert "mp_rank_00_000/model_optim_rng.pt, another stage, holds, too" in message
     assert not (tmp_path / "out").exists()
 
 
