@@ -184,12 +184,13 @@ def resumable_work(
                     work.close()
                     if not (folder / _JOURNAL).exists():
                         _clear(folder)
-            with contextlib.suppress(OSError):  # it holds certain work, or a file of the user's
-                folder.rmdir()
         except Busy:
             raise UserError(
                 f"another run is writing {output} at this moment; wait for it, or choose another --output"
             ) from None
+        finally:
+            with contextlib.suppress(OSError):  # it holds certain work, another run's lock, or a file of the user's
+                folder.rmdir()
 
 
 def publish(work: ResumableWork, output: Path, write: Callable[[Path], None], *, force: bool) -> None:
