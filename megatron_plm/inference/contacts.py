@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(
             "score contacts: drawing needs the package matplotlib: run `pip install 'megatron-plm[report]'`"
         ) from None
-    check_output(options.output, force=options.force, replaces=_is_folder_of_maps)
+    check_output(options, replaces=_is_folder_of_maps)
     inputs = inputs_of(options)
     runner = load_runner(options)
     head = _contact_head(options, runner)

@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     """Embed as `argv` says and print what was written."""
     keep_freed_memory()
     options = build_parser().parse(argv)
-    check_output(options.output, force=options.force)
+    check_output(options)
     entry = file_format(options.output, options.output_format)
     inputs = inputs_of(options)
     runner = load_runner(options)

@@ -1,6 +1,7 @@
 """The flags that commands over pretrained models share, and what they mean together."""
 
 import argparse
+import glob
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -101,16 +102,35 @@ def likelihood_of(options: argparse.Namespace, runner: Runner) -> Likelihood:
     return Likelihood(runner, longest, window_overlap(options.overlap, longest), batch_tokens)
 
 
-def check_output(path: Path, *, force: bool, replaces: Callable[[Path], bool] = Path.is_file) -> None:
-    """Before any work: raise UserError where an output cannot be made, or exists.
+def check_output(options: argparse.Namespace, *, replaces: Callable[[Path], bool] = Path.is_file) -> None:
+    """Before any work: raise UserError where --output cannot be made, or exists.
 
-    With `force` it may exist, if `replaces` says that it is such an output.
+    With --force it may exist, if `replaces` says that it is such an output, and nothing that is read here.
     """
-    if path.exists() and not force:
+    path: Path = options.output
+    if path.exists() and not options.force:
         raise UserError(f"{path} exists already; give another --output, or --force to replace it")
     if path.exists() and not replaces(path):
         raise UserError(f"--output {path}: is no output of this command, so --force does not delete it; name another")
+    if path.exists():
+        _refuse_sources(path, options)
     if not path.parent.is_dir():
         raise UserError(f"--output {path}: there is no folder {path.parent}; make it, or name another")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UserError(f"--output {path}: cannot be written; choose a folder with write permission")
+
+
+def _refuse_sources(output: Path, options: argparse.Namespace) -> None:
+    """Raise UserError where a flag names `output`, which exists, as what is to be read, or the folder it is in."""
+    place = output.parent.resolve() / output.name  # what is replaced is the link, where it is one
+    for flag in ("checkpoint", "input", "variants", "wild_type"):
+        given = getattr(options, flag, None)
+        for pattern in given if isinstance(given, list) else [given] if given else []:
+            found = glob.glob(str(pattern), recursive=True) if glob.has_magic(str(pattern)) else []
+            for source in map(Path, [str(pattern), *found]):
+                if source.exists() and (output.samefile(source) or place.is_relative_to(source.resolve())):
+                    which = "is" if output.samefile(source) else "lies in"
+                    name = f"--{flag.replace('_', '-')} {pattern}"
+                    raise UserError(
+                        f"--output {output}: {which} {name}, which is read, so --force does not replace it; name another"
+                    )

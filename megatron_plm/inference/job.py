@@ -85,7 +85,7 @@ def run_job(job: Job, proteins: ProteinReader, output: Path, *, force: bool) -> 
         seconds = time.monotonic() - started
         columns = work.columns()
         num_repeated = num_repeated_names(columns, work.folder)
-        publish(work, output, lambda path: job.write(columns, path))
+        publish(work, output, lambda path: job.write(columns, path), force=force)
     return Outcome(num_proteins, num_resumed, num_longer, num_repeated, seconds, survey)
 
 

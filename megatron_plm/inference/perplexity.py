@@ -45,7 +45,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Score the proteins of the input and write a table, row by row in their order."""
-    check_output(options.output, force=options.force)
+    check_output(options)
     inputs = inputs_of(options)
     runner = load_runner(options)
     likelihood = likelihood_of(options, runner)

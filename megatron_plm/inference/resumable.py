@@ -7,8 +7,8 @@ run goes on. The output itself is written when all is there, and renamed to its 
 import contextlib
 import json
 import os
+import re
 import shlex
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,9 @@ from megatron_plm.errors import JSON_ERRORS, UserError, json_fault
 from megatron_plm.files import Busy, exclusive, sync, write_errors_told
 
 COMMIT_SECONDS = 20.0  # of work that a kill loses, at most
-_JOURNAL = "journal.json"
+_JOURNAL, _LOCK, _ASIDE = "journal.json", "lock", "output"
+# All that a run makes in its folder: columns, too, and what sorting the names leaves if it is killed.
+_OURS = re.compile(rf"{_JOURNAL}(\.tmp)?|{_LOCK}|{_ASIDE}|\w+\.bin|(hashes|repeated)-[0-9-]+")
 _BLOCK_BYTES = 1 << 24
 
 
@@ -171,9 +173,9 @@ def resumable_work(
     """
     folder = output.with_name(f"{output.name}.partial")
     with write_errors_told(output):
-        folder.mkdir(exist_ok=True)
+        _make(folder, output)
         try:
-            with exclusive(folder / "lock"):
+            with exclusive(folder / _LOCK):
                 work = ResumableWork(folder, identity, dtypes)
                 try:
                     work.open(force=force)
@@ -181,23 +183,63 @@ def resumable_work(
                 finally:
                     work.close()
                     if not (folder / _JOURNAL).exists():
-                        shutil.rmtree(folder, ignore_errors=True)
+                        _clear(folder)
         except Busy:
             raise UserError(
                 f"another run is writing {output} at this moment; wait for it, or choose another --output"
             ) from None
+        finally:
+            with contextlib.suppress(OSError):  # it holds certain work, another run's lock, or a file of the user's
+                folder.rmdir()
 
 
-def publish(work: ResumableWork, output: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` make the output in the work's folder, rename it to its place and remove the folder."""
-    aside = work.folder / "output"
+def publish(work: ResumableWork, output: Path, write: Callable[[Path], None], *, force: bool) -> None:
+    """Have `write` make the output in the work's folder, rename it to its place and remove what the work was.
+
+    Raises UserError, and keeps the work, where the output exists by now, unless `force`.
+    """
+    aside = work.folder / _ASIDE
     aside.unlink(missing_ok=True)
     write(aside)
     sync(aside)
+    if output.exists() and not force:
+        aside.unlink()
+        raise UserError(
+            f"{output} was made by another run in the meantime; the work of this one is kept in {work.folder}: move "
+            "the file away and type the same command, or type it with --force to replace the file"
+        )
     os.replace(aside, output)
     sync(output.parent)
     work.close()
-    shutil.rmtree(work.folder)
+    _clear(work.folder)
+
+
+def _make(folder: Path, output: Path) -> None:
+    """Make the folder of the work; raises UserError where something else has its name."""
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise UserError(
+            f"{folder} is in the way: it is no folder, and the work for {output} is to be kept in one of that name; "
+            "move it away, or choose another --output"
+        ) from None
+    names = set(os.listdir(folder))
+    # A run that was killed leaves its lock, one that failed its journal.
+    others = sorted(name for name in names if not (_OURS.fullmatch(name) and names & {_LOCK, _JOURNAL}))
+    if others and _JOURNAL not in names:
+        raise UserError(
+            f"{folder} is in the way: it holds {others[0]}, and is to hold nothing but the work for {output}; move it "
+            "away, or choose another --output"
+        )
+
+
+def _clear(folder: Path) -> None:
+    """Remove the work, and nothing that is the user's; the lock goes when it is given back."""
+    (folder / _JOURNAL).unlink(missing_ok=True)
+    for name in os.listdir(folder):
+        if _OURS.fullmatch(name) and name != _LOCK:
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()
 
 
 def _other_work(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_row_flags(parser)
     parser.add_argument(
         "--variants", required=True, type=Path, metavar="FILE",
-        help="CSV or TSV with a column of variants, such as A42G or A42G:L50P; its other columns are kept",
+        help="CSV or TSV with a column of variants, such as A42G, A42G:L50P or WT; its other columns are kept",
     )  # fmt: skip
     parser.add_argument("--mutant-column", default="mutant", metavar="NAME", help="that column (default: mutant)")
     wild_type = parser.add_mutually_exclusive_group(required=True)
@@ -51,7 +51,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Score the variants of a table and write it again with a column of scores."""
-    check_output(options.output, force=options.force)
+    check_output(options)
     table = VariantTable(options.variants, options.mutant_column)
     column = options.strategy.replace("-", "_")
     runner = load_runner(options)

@@ -1,6 +1,6 @@
 """Variants of a protein: tables of them, as ProteinGym has them, and their scores.
 
-`A42G` puts G in place of A at position 42 (from 1); `A42G:L50P` does two such things.
+`A42G` puts G in place of A at position 42 (from 1); `A42G:L50P` does two such things, and `WT` or `_wt` none.
 """
 
 import csv
@@ -18,6 +18,7 @@ from megatron_plm.errors import UserError, suggestion
 from megatron_plm.tokenizers import Tokenizer
 
 SEPARATOR = ":"
+_UNCHANGED = ("wt", "_wt")  # in capitals or not
 _MUTATION = re.compile(r"([A-Za-z])([0-9]{1,9})([A-Za-z])")
 
 
@@ -46,7 +47,12 @@ class WildType:
     tokenizer: Tokenizer
 
     def parse(self, text: str, place: str) -> list[Mutation]:
-        """The mutations of one variant; raises UserError, naming `place`, where it is none of this protein."""
+        """The mutations of one variant; raises UserError, naming `place`, where it is none of this protein.
+
+        The wild type itself has no mutations.
+        """
+        if text.strip().lower() in _UNCHANGED:
+            return []
         mutations = [self._parse_one(part.strip(), place) for part in text.strip().split(SEPARATOR)]
         positions = [mutation.position for mutation in mutations]
         for mutation in mutations:

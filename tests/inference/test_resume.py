@@ -163,7 +163,7 @@ def test_an_input_fault_before_any_work_leaves_nothing(folder, tmp_path):
 def test_a_run_stopped_while_the_file_is_put_together_goes_on(folder, tmp_path, monkeypatch, capsys):
     output, whole = tmp_path / "out.npz", tmp_path / "whole.npz"
 
-    def interrupted(*_arguments):
+    def interrupted(*_arguments, **_flags):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -174,3 +174,61 @@ def test_a_run_stopped_while_the_file_is_put_together_goes_on(folder, tmp_path, 
     assert "embedded 0 proteins" in capsys.readouterr().out
     assert run("embed", *flags(folder, whole)) == 0
     assert output.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["precious.txt", "mean.bin", "output"])
+@pytest.mark.parametrize("force", [[], ["--force"]], ids=["plain", "force"])
+def test_a_folder_of_the_user_is_refused_and_left_as_it_is(folder, tmp_path, name, force, capsys):
+    theirs = tmp_path / "out.npz.partial"
+    theirs.mkdir()
+    (theirs / name).write_text("x")
+    assert run("embed", *flags(folder, tmp_path / "out.npz"), *force) == 2
+    assert f"out.npz.partial is in the way: it holds {name}" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["out.npz.partial"]
+    assert [(path.name, path.read_text()) for path in theirs.iterdir()] == [(name, "x")]
+
+
+def test_a_file_of_the_user_outlives_the_work_beside_it(folder, stopped):
+    theirs = stopped.with_name("out.npz.partial") / "precious.txt"
+    theirs.write_text("x")
+    assert run("embed", *flags(folder, stopped), *POOLINGS) == 0
+    assert stopped.exists()
+    assert os.listdir(theirs.parent) == ["precious.txt"]
+
+
+def test_a_file_with_the_name_of_the_folder_is_in_the_way(folder, tmp_path, capsys):
+    (tmp_path / "out.npz.partial").write_text("x")
+    assert run("embed", *flags(folder, tmp_path / "out.npz")) == 2
+    assert "out.npz.partial is in the way: it is no folder" in capsys.readouterr().err
+    assert (tmp_path / "out.npz.partial").read_text() == "x"
+
+
+def test_work_that_was_killed_before_anything_was_certain_is_begun_anew(folder, tmp_path):
+    left = tmp_path / "out.npz.partial"
+    left.mkdir()
+    for name in ("lock", "residues.bin", "names.bin", "journal.json.tmp"):
+        (left / name).write_text("x")
+    assert run("embed", *flags(folder, tmp_path / "out.npz")) == 0
+    assert os.listdir(tmp_path) == ["out.npz"]
+
+
+def test_an_output_that_was_made_in_the_meantime_is_kept(folder, stopped, capsys):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, "embed", *flags(folder, stopped), *POOLINGS],
+        env=environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        before = journal(stopped)["records"]
+        wait_for(lambda: journal(stopped)["records"] > before, "work", process=process, seconds=200)
+        stopped.write_text("theirs")
+        told = process.communicate(timeout=200)[1]
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 2
+    assert "out.npz was made by another run in the meantime" in told
+    assert stopped.read_text() == "theirs"
+    assert journal(stopped)["records"] == len(SEQUENCES)
+    assert run("embed", *flags(folder, stopped), *POOLINGS, "--force") == 0
+    assert "embedded 0 proteins" in capsys.readouterr().out
+    assert sorted(os.listdir(stopped.parent)) == ["out.npz"]

@@ -109,6 +109,20 @@ def test_wild_types_longer_than_the_model_are_scored_in_windows(peer, tmp_path):
     assert float(row["masked_marginals"]) == pytest.approx(expected, abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("strategy", ["masked-marginals", "wt-marginals"])
+@pytest.mark.parametrize("others", [[], variants()], ids=["alone", "among others"])
+def test_the_row_of_the_wild_type_has_score_0(peer, tmp_path, strategy, others):
+    folder, _ = peer
+    column = strategy.replace("-", "_")
+    rows = []
+    if others:
+        rows = score(folder, write_table(tmp_path / "v.csv", others), tmp_path / "plain.csv", "--strategy", strategy)
+    names = ["WT", *others, "_wt", "wt", "_WT"]
+    found = score(folder, write_table(tmp_path / "wt.csv", names), tmp_path / "out.csv", "--strategy", strategy)
+    assert [row["mutant"] for row in found] == names
+    assert [row[column] for row in found] == ["0.000000", *(row[column] for row in rows), *["0.000000"] * 3]
+
+
 OTHER = "W" if SEQUENCE[1] != "W" else "C"
 
 
@@ -123,6 +137,7 @@ OTHER = "W" if SEQUENCE[1] != "W" else "C"
         (f"{SEQUENCE[0]}1A,{SEQUENCE[1]}2A", "is no mutation"),
         (f"{SEQUENCE[0]}1A:", "'' is no mutation"),
         (f"{SEQUENCE[0]}1*", "is no mutation"),
+        (f"WT:{SEQUENCE[0]}1A", "'WT' is no mutation"),
         (f"{SEQUENCE[0]}1J", "the model's vocabulary has no letter J"),
         (f"{SEQUENCE[0]}1A:{SEQUENCE[0]}1C", "changes position 1 twice"),
     ],
