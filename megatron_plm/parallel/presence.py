@@ -31,19 +31,21 @@ _HERE, _WAITED, _LEFT = "here", "waited in vain", "left"
 def open_store(rank: int, size: int, timeout: timedelta) -> Store:
     """The store at MASTER_ADDR and MASTER_PORT; under torchrun the agent holds it, else process 0.
 
-    Raises RunFailed where it cannot be reached.
+    torchrun's `--max-restarts` starts anew with the same store: each attempt has keys of its own. Raises RunFailed where
+    the store cannot be reached.
     """
     if "RANK" not in os.environ:
         return HashStore()
     host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     try:
-        return TCPStore(host, int(port), size, _holds_store(rank), timeout, wait_for_workers=False, multi_tenant=True)
+        store = TCPStore(host, int(port), size, _holds_store(rank), timeout, wait_for_workers=False, multi_tenant=True)
     except (RuntimeError, ValueError) as error:
         raise RunFailed(
             f"rank {rank} on {socket.gethostname()} did not reach MASTER_ADDR {host or 'missing'}, MASTER_PORT "
             f"{port or 'missing'} within {timeout.total_seconds():g} s ({str(error).splitlines()[0]}); is rank 0 "
             "running there, and the port open between the nodes?"
         ) from None
+    return PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def is_broken_connection(error: BaseException | None) -> bool:
