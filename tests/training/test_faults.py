@@ -95,9 +95,11 @@ def test_a_process_that_goes_is_named_by_one_of_the_others_which_end(outcomes, n
 
 def test_a_process_that_crashes_says_why_and_ends_the_others(outcomes):
     codes, said, seconds = outcomes["crashed"]
-    assert codes == {0: 1, 1: 1}
+    assert codes == {0: 1, 1: 1, 2: 1}
     assert "LookupError: a fault of our own" in said[1]
-    assert "Traceback" not in said[0]
+    assert "Traceback" not in said[0] + said[2]
+    (error,) = outcomes["crashed"].errors
+    assert error.startswith(f"error: process 1 on {os.uname().nodename} has ended: LookupError: a fault of our own; ")
     assert seconds < 60
 
 
