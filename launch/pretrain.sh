@@ -6,6 +6,7 @@
 # The shell reads NPROC_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, or what Slurm, LSF or MPI say, started
 # once a node or once a process (megatron_plm/rendezvous.py), and PYTHON. PROGRAM=tools/preflight.py starts that instead.
 # Exit codes: 0 finished, 2 wrong input, 75 stopped by a signal and saved (run me again with --load), 1 failed.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ -z "${PYTHON:-}" ]; then
   PYTHON=python

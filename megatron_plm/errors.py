@@ -14,7 +14,8 @@ class UserError(Exception):
     """Something the user can mend: one sentence naming the place, what was expected and the way out."""
 
     exit_code = USER_ERROR_EXIT_CODE
-    told = False  # another process that found the same has printed it
+    # Whether another process that found the same prints it; None where who raised it doesn't know.
+    told: bool | None = None
 
 
 class RunFailed(UserError):

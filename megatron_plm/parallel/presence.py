@@ -7,10 +7,11 @@ Who finds that somebody has gone leaves a verdict there, which all others read a
 
 import json
 import os
+import re
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -24,36 +25,49 @@ _BEAT = 1.0  # seconds between two signs
 _SILENT = 5  # own beats without another's sign after which, when a collective has failed, that one has gone
 _PATIENCE = 10  # beats in which all others have noticed what one of them has
 _NAMED = 8  # processes that a message names
+_ALL_CAME = "all came"
+_GO_ON = "; go on from the last checkpoint with --load"
 
 _HERE, _WAITED, _LEFT = "here", "waited in vain", "left"
-_HOLDER = "process 0, which holds the store where all meet,"
 
 
 def open_store(rank: int, size: int, timeout: timedelta) -> Store:
     """The store at MASTER_ADDR and MASTER_PORT; under torchrun the agent holds it, else process 0.
 
-    Raises RunFailed where it cannot be reached.
+    torchrun's `--max-restarts` starts anew with the same store: each attempt has keys of its own. Raises RunFailed
+    where the store cannot be reached.
     """
     if "RANK" not in os.environ:
         return HashStore()
     host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     try:
-        return TCPStore(host, int(port), size, _holds_store(rank), timeout, wait_for_workers=False, multi_tenant=True)
+        store = TCPStore(host, int(port), size, _holds_store(rank), timeout, wait_for_workers=False, multi_tenant=True)
     except (RuntimeError, ValueError) as error:
         raise RunFailed(
             f"rank {rank} on {socket.gethostname()} did not reach MASTER_ADDR {host or 'missing'}, MASTER_PORT "
             f"{port or 'missing'} within {timeout.total_seconds():g} s ({str(error).splitlines()[0]}); is rank 0 "
             "running there, and the port open between the nodes?"
         ) from None
+    return PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def is_broken_connection(error: BaseException | None) -> bool:
     """Whether a collective failed as another process was gone or late, by the error or what it came from."""
+    return any(
+        isinstance(each, dist.DistError) or (isinstance(each, RuntimeError) and "gloo/transport" in str(each))
+        for each in _with_causes(error)
+    )
+
+
+def _took_too_long(error: BaseException | None) -> bool:
+    """Whether it failed by the time it took, as gloo, NCCL and the store say it, each in its words."""
+    return any(re.search(r"tim(e|ed|ing) ?out", str(each), re.IGNORECASE) for each in _with_causes(error))
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
-        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error)):
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
 
 
 class _Sign(NamedTuple):
@@ -88,39 +102,44 @@ class Presence:
 
     def __enter__(self) -> Self:
         try:
-            self._meet()
+            word = self._meet()
         except (RuntimeError, ValueError):
-            raise RunFailed(f"{_HOLDER} has gone before all had come; look for its own message") from None
-        self._thread.start()
-        return self
-
-    def _meet(self) -> None:
-        self._sign()
-        if self._store.add("number", 1) == self._size:
-            self._store.set("all", "")
-        try:
-            self._store.wait(["all"], self._timeout)
-        except (RuntimeError, ValueError):
-            absent = [rank for rank in range(self._size) if not self._store.check([str(rank)])]
-            self._store.set(
-                "all",
-                f"{_named(absent)} did not come within {_minutes(self._timeout)} (--distributed-timeout-minutes); look "
-                "for its own message, and whether all were started",
-            )
-        if sentence := self._store.get("all").decode():
-            failure = RunFailed(sentence)
+            raise self._lost_store("has gone") from None
+        if word != _ALL_CAME:
+            failure = RunFailed(word)
             failure.told = self._store.add("told", 1) > 1
             if _holds_store(self._rank):
                 time.sleep(_BEAT)  # the others read it too
             raise failure
+        self._thread.start()
+        return self
+
+    def _meet(self) -> str:
+        """Wait for all to come; returns the first word about it: that they have, or who has not."""
+        self._sign()
+        if self._store.add("number", 1) == self._size:
+            self._store.compare_set("all", "", _ALL_CAME)
+        begin = time.monotonic()
+        # No long wait within the store, which is deaf to Ctrl-C.
+        while not self._store.check(["all"]) and (waited := time.monotonic() - begin) < self._timeout.total_seconds():
+            time.sleep(min(0.05 + waited / 10, 0.5))
+        if not self._store.check(["all"]):
+            absent = [rank for rank in range(self._size) if not self._store.check([str(rank)])]
+            self._store.compare_set(
+                "all",
+                "",
+                f"{_named(absent)} did not come within {_minutes(self._timeout)} (--distributed-timeout-minutes); look "
+                "for its own message, and whether all were started",
+            )
+        return self._store.get("all").decode()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         failure = None
         if is_broken_connection(error):
-            failure = self._blame(too_late="timed out" in str(error).lower())
+            failure = self._blame(too_late=_took_too_long(error))
         elif error is not None and not isinstance(error, UserError):  # which all find alike
             cause = (error.__context__ if isinstance(error, SystemExit) else None) or error
-            self._reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
+            self._reason = f"{type(cause).__name__}: {cause}".splitlines()[0].rstrip(": ")
         self._state = _LEFT
         self._stop.set()
         self._wake.set()
@@ -135,13 +154,21 @@ class Presence:
         self._wake.set()
         if not self._judged.wait(timeout=2 * _PATIENCE * _BEAT) or self._is_alone:
             self._is_alone = True
-            if _agent_holds_store():
-                return None
-            self._verdict, self._tells = f"{_HOLDER} has gone or hangs", True
+            if not self._verdict:
+                return self._lost_store(f"has gone or hangs{_GO_ON}")
         if not self._verdict:
             return None
-        failure = RunFailed(f"{self._verdict}; go on from the last checkpoint with --load")
+        failure = RunFailed(self._verdict)
         failure.told = not self._tells
+        return failure
+
+    def _lost_store(self, how: str) -> RunFailed:
+        """Nothing can be asked: one process of each node tells."""
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        holder = f"the node of MASTER_ADDR {os.environ.get('MASTER_ADDR')}" if _agent_holds_store() else "process 0"
+        is_beside_it = not _agent_holds_store() and local_rank == self._rank
+        failure = RunFailed(f"{holder}, which holds the store where all meet, {how}")
+        failure.told = local_rank != (1 if is_beside_it else 0)
         return failure
 
     def _live(self) -> None:
@@ -183,7 +210,8 @@ class Presence:
         if self._asked_at is not None:
             waited = self._beats - self._asked_at
             self._judge(self._signs(range(self._size)), silent=_SILENT, stuck=self._too_late and waited > _PATIENCE)
-            if waited > _PATIENCE and not self._verdict:
+            # Whose connection broke as a late one's neighbour gave up waits for its verdict, which takes as long.
+            if waited > _PATIENCE + (0 if self._too_late else _SILENT) and not self._verdict:
                 self._judged.set()
         elif self._rank < 2 and self._beats % _SILENT == 0:
             watched = range(1, self._size) if self._rank == 0 else [0]
@@ -202,19 +230,19 @@ class Presence:
                 f"{_named(gone, places)} gave no sign of life for {seconds:.0f} s: killed (by hand, or as memory ran "
                 "out), stopped, or lost with its machine"
             )
+            self._hear()
         elif stuck and late:
             self._pronounce(
                 f"{_named(late, places)} did not come, though alive, to where the others waited for "
                 f"{_minutes(self._timeout)} (--distributed-timeout-minutes)"
             )
+            self._hear()
 
     def _silence(self, rank: int) -> int:
         return self._beats - self._seen[rank][1]
 
     def _pronounce(self, verdict: str) -> None:
-        if self._store.add("verdicts", 1) == 1:
-            self._store.set("verdict", verdict)
-        self._hear()
+        self._store.compare_set("verdict", "", verdict + _GO_ON)  # the first one stays
 
     def _hear(self) -> None:
         self._verdict = self._store.get("verdict").decode()
@@ -222,14 +250,15 @@ class Presence:
         self._tells = self._store.add("told", 1) == 1
 
     def _leave(self) -> None:
-        """Tell the own reason; who holds the store goes last, where the others leave soon."""
+        """Leave the own reason, for one of the others to tell; who holds the store goes last, where they leave soon."""
         if self._reason and not self._verdict:
             self._pronounce(f"{_named([self._rank], {self._rank: self._host})} has ended: {self._reason}")
         self._sign()
         if not _holds_store(self._rank):
             return
-        deadline = time.monotonic() + (_PATIENCE + 2) * _BEAT
-        while time.monotonic() < deadline:
+        for turn in range(20 * (_PATIENCE + 2)):
+            if turn % 20 == 19:
+                self._sign()  # the others' silence is counted in our own beats
             signs = self._signs(range(1, self._size))
             if all(sign.state == _LEFT or self._silence(rank) > _SILENT for rank, sign in signs.items()):
                 break

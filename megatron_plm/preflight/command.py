@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         code = _preflight(argv)
     except UserError as error:
-        error.told = error.told or local_rank() > 0  # all processes of a machine find it alike
+        if error.told is None:
+            error.told = local_rank() > 0  # all processes of a machine find it alike
         if path is None:
             raise
         tell(error)

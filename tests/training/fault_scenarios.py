@@ -82,7 +82,7 @@ SCENARIOS = {  # those that wait longest first
     "absent": Scenario(2, 1, _BRIEF, absent=True),
     "killed": Scenario(3, 1, [*_ENDLESS, "--global-batch-size=12"], number=signal.SIGKILL),
     "first_killed": Scenario(2, 0, _ENDLESS, number=signal.SIGKILL),
-    "crashed": Scenario(2, 1, _ENDLESS, spoil=_at_step_3(_crash)),
+    "crashed": Scenario(3, 1, [*_ENDLESS, "--global-batch-size=12"], spoil=_at_step_3(_crash)),
     "other_options": Scenario(2, 1, spoil=lambda argv: argv.append("--lr=0.125")),
     "nan": Scenario(2, 1, spoil=_nan_loss),
     "nan_tp": Scenario(2, 1, ["--tensor-model-parallel-size=2"], spoil=_nan_loss),

@@ -95,9 +95,11 @@ def test_a_process_that_goes_is_named_by_one_of_the_others_which_end(outcomes, n
 
 def test_a_process_that_crashes_says_why_and_ends_the_others(outcomes):
     codes, said, seconds = outcomes["crashed"]
-    assert codes == {0: 1, 1: 1}
+    assert codes == {0: 1, 1: 1, 2: 1}
     assert "LookupError: a fault of our own" in said[1]
-    assert "Traceback" not in said[0]
+    assert "Traceback" not in said[0] + said[2]
+    (error,) = outcomes["crashed"].errors
+    assert error.startswith(f"error: process 1 on {os.uname().nodename} has ended: LookupError: a fault of our own; ")
     assert seconds < 60
 
 
@@ -125,6 +127,27 @@ def test_a_process_killed_under_torchrun_is_named_with_its_signal(pair_data, tmp
     assert rest.count(f"error: process 1 on {host} was ended by SIGKILL") == 1, "by the launcher"
     assert "Traceback" not in rest
     assert (tmp_path / "run" / "status").read_text() == "failed\n"
+
+
+def test_a_second_attempt_meets_nothing_of_the_first(tmp_path):
+    script = tmp_path / "work.py"
+    script.write_text(
+        "import os\n"
+        "from megatron_plm.parallel.mesh import joined_world\n"
+        "attempt = int(os.environ['TORCHELASTIC_RESTART_COUNT'])\n"
+        "with joined_world(timeout_minutes=0.5) as world:\n"
+        "    (first,) = world.sum(world.is_first('anything'))\n"
+        "    if attempt == 0 and world.rank == 1:\n"
+        "        raise LookupError('a fault of our own')\n"
+        "    world.barrier()\n"
+        "    print(f'attempt {attempt}: {first:g} was first', flush=True)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    done = subprocess.run(
+        [*command, str(script)], env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["attempt 1: 1 was first"] * 2
 
 
 def worker(launcher: int, *, rank: int) -> int:

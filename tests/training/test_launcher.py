@@ -134,9 +134,11 @@ def test_variables_that_cannot_work_are_refused_by_name(variables, said, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_runs_from_any_folder_and_shows_its_help(tmp_path):
+@pytest.mark.parametrize("shell", [[], ["sh"]])
+def test_it_runs_from_any_folder_and_shows_its_help(shell, tmp_path):
     done = subprocess.run(
-        [LAUNCHER, "--help"], env=launcher_environment(1), capture_output=True, text=True, timeout=120, cwd=tmp_path
-    )
+        [*shell, LAUNCHER, "--help"], env=launcher_environment(1), capture_output=True, text=True, timeout=120,
+        cwd=tmp_path,
+    )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: launch/pretrain.sh")
