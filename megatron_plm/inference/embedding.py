@@ -69,11 +69,12 @@ class Plan:
 
 
 class _Piece(NamedTuple):
-    """A window of a protein of a group."""
+    """A window of a protein of a group; `shares` are 1 over the number of windows that each of its residues lies in."""
 
     protein: int
     window: Window
     num_residues: int  # of the protein
+    shares: npt.NDArray[np.float32]
 
     @property
     def num_tokens(self) -> int:
@@ -82,7 +83,7 @@ class _Piece(NamedTuple):
     @property
     def residues(self) -> tuple[int, int]:
         """The first residue of the protein that it holds, and the one behind its last."""
-        return max(self.window.start - 1, 0), min(self.window.end - 1, self.num_residues)
+        return _residues(self.window, self.num_residues)
 
 
 class _Launched(NamedTuple):
@@ -127,8 +128,9 @@ class Embedder:
         for number, protein in enumerate(group.proteins):
             num_residues = len(protein.tokens)
             parts = windows(num_residues + 2, self._plan.max_tokens, self._plan.overlap)
+            shares = (1 / coverage(parts)[1:-1]).astype(np.float32)
             for part in parts:
-                yield _Piece(number, part, num_residues)
+                yield _Piece(number, part, num_residues, shares[slice(*_residues(part, num_residues))])
 
     def _launch(self, group: Group, pieces: Sequence[_Piece]) -> dict[str, Tensor]:
         """Pooled values of one row on the device: [pieces, K, D] of the mean (a sum, of residues that several windows
@@ -139,7 +141,7 @@ class Embedder:
         counts = spans[:, 1] - spans[:, 0]
         first = row.starts + (np.array([piece.window.start for piece in pieces]) == 0)
         index = np.repeat(first - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
-        shares = np.concatenate([self._shares(piece) for piece in pieces])
+        shares = np.concatenate([piece.shares for piece in pieces])
         is_shared = bool((shares != 1).any())
         starts, indices, sizes, weights = (_tensor(x, runner) for x in (row.starts, index, counts, shares))
         values: dict[str, list[Tensor]] = {pooling: [] for pooling in plan.poolings}
@@ -156,14 +158,6 @@ class Embedder:
             if "mean" in plan.poolings:
                 values["mean"].append(torch.segment_reduce(residues_RD, "sum", lengths=sizes, unsafe=True))
         return {pooling: torch.stack(layers, dim=1) for pooling, layers in values.items()}
-
-    def _shares(self, piece: _Piece) -> npt.NDArray[np.float32]:
-        """Of each residue of a window: 1 over the number of windows it lies in."""
-        begin, end = piece.residues
-        if piece.num_tokens == piece.num_residues + 2:
-            return np.ones(end - begin, dtype=np.float32)
-        parts = windows(piece.num_residues + 2, self._plan.max_tokens, self._plan.overlap)
-        return (1 / coverage(parts)[begin + 1 : end + 1]).astype(np.float32)
 
     def _zeros(self, group: Group) -> dict[str, npt.NDArray[np.float32]]:
         sizes = {"mean": len(group.proteins), "cls": len(group.proteins), "residues": group.num_tokens}
@@ -205,6 +199,11 @@ def _one_behind(rows: Iterator[_Launched]) -> Iterator[_Launched]:
         if len(waiting) > 1:
             yield waiting.popleft()
     yield from waiting
+
+
+def _residues(window: Window, num_residues: int) -> tuple[int, int]:
+    """The first residue that a window holds of a protein with so many, and the one behind its last."""
+    return max(window.start - 1, 0), min(window.end - 1, num_residues)
 
 
 def _tokens(runner: Runner, group: Group, piece: _Piece) -> npt.NDArray[np.integer]:

@@ -132,5 +132,6 @@ def _refuse_sources(output: Path, options: argparse.Namespace) -> None:
                     which = "is" if output.samefile(source) else "lies in"
                     name = f"--{flag.replace('_', '-')} {pattern}"
                     raise UserError(
-                        f"--output {output}: {which} {name}, which is read, so --force does not replace it; name another"
+                        f"--output {output}: {which} {name}, which is read, so --force does not replace it; name "
+                        "another"
                     )

@@ -90,8 +90,9 @@ class Likelihood:
 
     def _hidden_in_turn(self, protein: int, question: Question) -> Iterator[_Query]:
         tokens, parts = self._laid_out(question.residues)
+        chosen = most_central(parts)
         for number, token in enumerate((question.positions + 1).tolist()):
-            part = most_central(parts, token)
+            part = parts[chosen[token]]
             place = token - part.start
             hidden = tokens[part.start : part.end].copy()
             hidden[place] = self.runner.tokenizer.mask_id
@@ -99,12 +100,12 @@ class Likelihood:
 
     def _seen(self, protein: int, question: Question) -> Iterator[_Query]:
         tokens, parts = self._laid_out(question.residues)
-        chosen = np.array([most_central(parts, token).start for token in (question.positions + 1).tolist()])
-        for part in parts:
-            numbers = np.flatnonzero(chosen == part.start)
-            if len(numbers):
-                places = question.positions[numbers] + 1 - part.start
-                yield _Query(tokens[part.start : part.end], places, protein, numbers)
+        chosen = most_central(parts)[question.positions + 1]
+        used, begins = np.unique(np.sort(chosen), return_index=True)
+        by_window = np.split(np.argsort(chosen, kind="stable"), begins[1:])
+        for part, numbers in zip((parts[number] for number in used.tolist()), by_window, strict=False):
+            places = question.positions[numbers] + 1 - part.start
+            yield _Query(tokens[part.start : part.end], places, protein, numbers)
 
     def _laid_out(self, residues: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.int64], Sequence[Window]]:
         tokenizer = self.runner.tokenizer

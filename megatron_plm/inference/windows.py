@@ -40,18 +40,20 @@ def coverage(parts: Sequence[Window]) -> npt.NDArray[np.int64]:
     return np.cumsum(steps)[:-1]
 
 
-def most_central(parts: Sequence[Window], token: int) -> Window:
-    """The window in which `token` is farthest from the nearest cut end; of equal ones the first.
+def most_central(parts: Sequence[Window]) -> npt.NDArray[np.int64]:
+    """Of each token the number of the window in which it is farthest from the nearest cut end; of equal ones the first.
 
-    The protein's own ends are no cuts.
+    The protein's own ends are no cuts. [number of tokens]; the work is that of as many tokens as the windows hold.
     """
     end = parts[-1].end
-
-    def distance(part: Window) -> float:
-        if not part.start <= token < part.end:
-            return -1
-        before = token - part.start if part.start else np.inf
-        after = part.end - 1 - token if part.end < end else np.inf
-        return min(before, after)
-
-    return max(parts, key=distance)
+    chosen = np.zeros(end, dtype=np.int64)
+    farthest = np.full(end, -1, dtype=np.int64)
+    for number, part in enumerate(parts):
+        size = part.end - part.start
+        before = np.arange(size) if part.start else np.full(size, end)
+        after = np.arange(size)[::-1] if part.end < end else np.full(size, end)
+        distance = np.minimum(before, after)
+        here = slice(part.start, part.end)
+        chosen[here][distance > farthest[here]] = number
+        np.maximum(farthest[here], distance, out=farthest[here])
+    return chosen

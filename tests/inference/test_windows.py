@@ -41,6 +41,8 @@ def test_coverage_counts_the_windows_of_each_token(cut):
 def test_the_most_central_window_holds_the_longest_stretch_around_the_token(cut):
     length = cut[0]
     parts = windows(*cut)
+    chosen = most_central(parts)
+    assert len(chosen) == length
     for token in range(length):
         # The largest k such that all tokens up to k places from it, as far as there are such, lie in the window.
         reach = {}
@@ -49,7 +51,23 @@ def test_the_most_central_window_holds_the_longest_stretch_around_the_token(cut)
             if start <= token < end:
                 reach[(start, end)] = max(near)
         best = max(reach.values())
-        assert most_central(parts, token) == next(part for part in parts if reach.get(part) == best)
+        assert parts[chosen[token]] == next(part for part in parts if reach.get(part) == best)
+
+
+def test_the_work_grows_with_the_windows_and_not_with_their_square():
+    parts = windows(200_002, 64, 32)
+    looked_at = 0
+
+    class Counted(list):
+        def __iter__(self):
+            nonlocal looked_at
+            for part in list.__iter__(self):
+                looked_at += 1
+                yield part
+
+    most_central(Counted(parts))
+    coverage(Counted(parts))
+    assert looked_at == 2 * len(parts)
 
 
 class Item(NamedTuple):
