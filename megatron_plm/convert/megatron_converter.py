@@ -63,6 +63,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--out {out}: exists already; give another file, or --force to replace a file")
     if not arguments.src.exists():
         raise UserError(f"--src {arguments.src}: does not exist; give a Megatron-LM checkpoint")
+    place = out.parent.resolve() / out.name  # what is replaced is the link, where it is one
+    for flag, path in (("src", arguments.src), ("dst", arguments.dst)):
+        if out.exists() and path and path.exists() and (out.samefile(path) or place.is_relative_to(path.resolve())):
+            raise UserError(f"--out {out}: is read, as --{flag} {path} or in it, so --force does not replace it")
     flags = {"trust_pickle": True} if arguments.trust_pickle else {}
     weights = read_checkpoint(arguments.src, FORMAT.name, **flags)
     _check_shape(arguments, weights)

@@ -124,3 +124,15 @@ def test_bad_input_is_one_sentence_exit_2_and_no_output(
     assert (printed.out, printed.err.count("\n")) == ("", 1)
     assert sentence in printed.err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("out", "flag"), [("src/model.pt", "--src src"), ("dst.bin", "--dst dst.bin")])
+def test_force_does_not_replace_what_is_read(tmp_path, monkeypatch, out, flag, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("src").mkdir()
+    for name in ("src/model.pt", "dst.bin"):
+        Path(name).write_text("precious")
+    argv = ["--src", "src", "--dst", "dst.bin", "--out", out, "--force"]
+    assert run_command(main, argv) == 2
+    assert f"--out {out}: is read, as {flag} or in it" in capsys.readouterr().err
+    assert Path(out).read_text() == "precious"
