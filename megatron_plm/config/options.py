@@ -148,9 +148,7 @@ class TrainingOptions:
         None, "run directory or checkpoint to go on from; equal to --save, a run without a checkpoint begins anew"
     )
     pretrained_checkpoint: str | None = option(
-        None,
-        "native checkpoint whose weights a new run begins with, those of another vocabulary by token; where --load "
-        "goes on with a run it is not read",
+        None, "native checkpoint whose weights, by token, begin a new run; where --load goes on with one it is not read"
     )
     save_interval: int = option(500, "steps between two checkpoints; the last step is always saved")
     keep_last: int = option(3, "checkpoints to keep; older ones of this run are deleted")
