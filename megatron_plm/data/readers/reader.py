@@ -123,7 +123,7 @@ class SequenceReader:
 
         What comes of the files behind the first waits in memory or, where it took time, in `folder()`.
         """
-        ahead = min(2 * self._workers, self._workers + 8)
+        ahead = min(4 * self._workers, self._workers + 8)
         lanes: deque[tuple[Input, Lane]] = deque()
         with ExitStack() as stack:
             stack.callback(_for_each, Lane.close, lanes)
