@@ -1,7 +1,6 @@
 """Processes and the mesh they form."""
 
 import contextlib
-import hashlib
 import itertools
 import math
 import os
@@ -21,7 +20,7 @@ from megatron_plm.config.layout import DIMS, Layout
 from megatron_plm.config.options import ParallelOptions
 from megatron_plm.errors import UserError
 from megatron_plm.parallel.presence import Presence
-from megatron_plm.parallel.store import STORE_ERRORS, open_store
+from megatron_plm.parallel.store import STORE_ERRORS, is_first, open_store
 
 ONE_PROCESS = Layout(1, 1, 1, 1, 1)
 _DEFAULT_TIMEOUT = timedelta(minutes=10)
@@ -97,12 +96,9 @@ class World:
     def is_first(self, what: str) -> bool:
         """Whether no other process has asked this about `what`; so it is where nobody can be asked. No collective."""
         store = self.presence.store if self.presence else self.store
-        if store is None:
+        if store is None or (self.presence and self.presence.is_alone):
             return True
-        try:
-            return store.add(f"first/{hashlib.sha256(what.encode()).hexdigest()}", 1) == 1
-        except STORE_ERRORS:
-            return True
+        return is_first(store, what)
 
     def at_failure(self, act: Callable[[], None]) -> None:
         """Have one of the processes call `act` when some have gone, hang, or ended by an error of their own."""

@@ -55,6 +55,7 @@ class Presence:
 
     Attributes:
         store: a connection of its own, which never waits behind the other one's requests; for quick ones alone.
+        is_alone: the store has gone, or doesn't answer.
         at_failure: called by the process that tells the verdict, in a thread: it may hang as the run does.
     """
 
@@ -68,7 +69,7 @@ class Presence:
         self._watch = Watch(self.store, rank, size, self._host, quiet=quiet, limit=_minutes(timeout))
         self._asked_at: int | None = None  # our beat when a collective had failed
         self._heard_at: int | None = None  # and when there was a verdict
-        self._tells = self._is_alone = False  # the verdict; as the store has gone, or doesn't answer
+        self._tells = self.is_alone = False
         self._answered, self._stop, self._wake = threading.Event(), threading.Event(), threading.Event()
         self._acting: threading.Thread | None = None
         self._thread = threading.Thread(target=self._live, name="presence", daemon=True)
@@ -117,7 +118,7 @@ class Presence:
         self._watch.state = LEFT
         self._stop.set()
         self._wake.set()
-        if not self._is_alone:
+        if not self.is_alone:
             self._thread.join(timeout=2 * PATIENCE * _BEAT)
         self._finish_acting()
         if failure is not None:
@@ -129,8 +130,8 @@ class Presence:
         """Whose fault it is that a collective has failed; None where nobody seems to be missing."""
         self._asked_at, self._watch.state = self._watch.beats, LATE if late else CUT
         self._wake.set()
-        if not self._answered.wait(timeout=(_ANSWERED + PATIENCE) * _BEAT) or self._is_alone:
-            self._is_alone = True
+        if not self._answered.wait(timeout=(_ANSWERED + PATIENCE) * _BEAT) or self.is_alone:
+            self.is_alone = True
             if not self._watch.verdict:
                 return self._lost_store(f"has gone or hangs{GO_ON}")
         if not self._watch.verdict:
@@ -171,7 +172,7 @@ class Presence:
                     self._answered.set()
             self._leave()
         except STORE_ERRORS:
-            self._is_alone = True
+            self.is_alone = True
             self._answered.set()
 
     def _leave(self) -> None:

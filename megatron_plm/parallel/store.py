@@ -1,7 +1,10 @@
 """The store where the processes of a run meet: one key-value server, reached at MASTER_ADDR and MASTER_PORT."""
 
+import contextlib
+import hashlib
 import os
 import socket
+import threading
 from datetime import timedelta
 
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
@@ -9,6 +12,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 from megatron_plm.errors import RunFailed
 
 STORE_ERRORS = (RuntimeError, ValueError)  # of a request: the store is gone, or time is up, each store in its own type
+_SECONDS_TO_ANSWER = 5.0
 
 
 def open_store(rank: int, size: int, timeout: timedelta) -> Store:
@@ -45,6 +49,20 @@ def come(store: Store, rank: int) -> int:
     """Put this process down as one who has come; returns how many have."""
     store.append("came", f"{rank} ")  # type: ignore[attr-defined]
     return store.add("number", 1)
+
+
+def is_first(store: Store, what: str) -> bool:
+    """Whether no other process has asked this about `what`; so it is where the store has gone, or doesn't answer."""
+    answers: list[int] = []
+
+    def ask() -> None:
+        with contextlib.suppress(*STORE_ERRORS):
+            answers.append(store.add(f"first/{hashlib.sha256(what.encode()).hexdigest()}", 1))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(timeout=_SECONDS_TO_ANSWER)
+    return answers in ([1], [])
 
 
 def who_came(store: Store) -> set[int]:

@@ -127,7 +127,7 @@ def test_who_does_not_come_is_found_by_one_request(server):
     for rank in set(range(1, size)) - set(absent):
         come(PrefixStore("presence", store), rank)
     presence.store = Counted(presence.store)
-    with pytest.raises(RunFailed, match="processes 3, 500, 999 did not come within 0.005 minutes"):
+    with pytest.raises(RunFailed, match=r"processes 3, 500, 999 did not come within 0\.005 minutes"):
         presence.__enter__()
     names = [name for name, *_ in presence.store.requests]
     assert names.count("get") == 2, "who came, and the word about it"
@@ -136,7 +136,7 @@ def test_who_does_not_come_is_found_by_one_request(server):
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_whichever_processes_go_at_once_they_are_named_and_nobody_else(processes, server, asked):
+def test_whichever_processes_go_at_once_they_are_named_and_nobody_else(server, asked):
     size = 5
     for number in range(1, size):
         for gone in itertools.combinations(range(size), number):

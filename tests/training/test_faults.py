@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 from fault_scenarios import ABSENT_MINUTES, SCENARIOS
 from pretraining_runs import LAUNCHER, launcher_environment
-from processes import environment
+from processes import descendants, environment
 
 SCRIPT = Path(__file__).with_name("fault_scenarios.py")
 HOST = os.uname().nodename
@@ -195,12 +195,9 @@ def test_a_second_attempt_meets_nothing_of_the_first(tmp_path):
 
 def worker(launcher: int, *, rank: int) -> int:
     """The process of this rank among the descendants of the launcher."""
-    todo = [launcher]
-    while todo:
-        process = todo.pop()
-        variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-        if f"RANK={rank}".encode() in variables:
-            return process
-        for thread in Path(f"/proc/{process}/task").iterdir():
-            todo += map(int, (thread / "children").read_text().split())
-    raise AssertionError(f"no process of rank {rank}")
+    (found,) = [
+        process
+        for process in descendants(launcher)
+        if f"RANK={rank}".encode() in Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    ]
+    return found
