@@ -201,6 +201,7 @@ def arranged_world(
     layout = Layout.of(options, size)
     pp, dp_replicate, dp_shard, cp, tp = layout.sizes
     mesh = init_device_mesh(device.type, (pp, dp_replicate, dp_shard * cp, tp), mesh_dim_names=MESH_DIMS)
+    assert dist.group.WORLD is not None
     groups = [dist.group.WORLD, *(mesh.get_group(name) for name in MESH_DIMS)]
     cp_group = None
     if cp > 1:

@@ -58,13 +58,13 @@ def test_a_machine_that_is_lost_is_named_by_the_other_which_ends(lost, told, pai
     metrics = run / "metrics.jsonl"
     try:
         wait_for(
-            lambda: metrics.exists() and '"kind": "train"' in metrics.read_text(), "step", process=left, seconds=120
+            lambda: metrics.exists() and '"kind": "train"' in metrics.read_text(), "step", process=left, seconds=280
         )
         for process in [nodes[lost].pid, *descendants(nodes[lost].pid)]:
             with contextlib.suppress(ProcessLookupError):  # the launcher's end may have ended it
                 os.kill(process, signal.SIGKILL)
-        _, errors = left.communicate(timeout=120)
-        nodes[lost].communicate(timeout=120)
+        _, errors = left.communicate(timeout=280)
+        nodes[lost].communicate(timeout=280)
     finally:
         for node in nodes:
             for process in [node.pid, *descendants(node.pid)] if node.poll() is None else []:
