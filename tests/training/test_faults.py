@@ -163,8 +163,8 @@ def test_a_process_killed_under_torchrun_is_named_with_its_signal(pair_data, tmp
         os.kill(worker(process.pid, rank=1), signal.SIGKILL)
         begin = time.monotonic()
         rest = process.stdout.read()
-        assert process.wait(timeout=60) == 1
-    assert time.monotonic() - begin < 60
+        assert process.wait(timeout=280) == 1
+    assert time.monotonic() - begin < BEFORE_TORCH
     host = os.uname().nodename
     assert rest.count(f"error: process 1 on {host} gave no sign of life") == 1, "by the process that is left"
     assert rest.count(f"error: process 1 on {host} was ended by SIGKILL") == 1, "by the launcher"
@@ -178,7 +178,7 @@ def test_a_second_attempt_meets_nothing_of_the_first(tmp_path):
         "import os\n"
         "from megatron_plm.parallel.mesh import joined_world\n"
         "attempt = int(os.environ['TORCHELASTIC_RESTART_COUNT'])\n"
-        "with joined_world(timeout_minutes=0.5) as world:\n"
+        "with joined_world(timeout_minutes=5) as world:\n"
         "    (first,) = world.sum(world.is_first('anything'))\n"
         "    if attempt == 0 and world.rank == 1:\n"
         "        raise LookupError('a fault of our own')\n"
@@ -187,7 +187,7 @@ def test_a_second_attempt_meets_nothing_of_the_first(tmp_path):
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     done = subprocess.run(
-        [*command, str(script)], env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=120,
+        [*command, str(script)], env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["attempt 1: 1 was first"] * 2
