@@ -17,6 +17,16 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), **changes}
 
 
+def descendants(process: int) -> list[int]:
+    """The processes that this one has started, and those have, by their ids."""
+    children = [
+        int(word)
+        for thread in Path(f"/proc/{process}/task").iterdir()
+        for word in (thread / "children").read_text().split()
+    ]
+    return [*children, *(each for child in children for each in descendants(child))]
+
+
 def wait_for(
     look: Callable[[], Result], what: str, *, process: subprocess.Popen | None = None, seconds: float = 60
 ) -> Result:

@@ -1,6 +1,7 @@
 """The wheel that users install holds all of the package, and its command runs from it."""
 
 import shutil
+import socket
 import subprocess
 import sys
 import zipfile
@@ -78,3 +79,14 @@ def test_its_command_runs(unpacked: Path, tmp_path: Path) -> None:
     done = run(unpacked, "preprocess-data", "--input", f"{tmp_path}/in.fasta", "--output-prefix", f"{tmp_path}/p")
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "p.idx").exists()
+
+
+def test_its_torchrun_names_the_process_that_failed(unpacked: Path) -> None:
+    agent = [sys.executable, "-P", "-m", "megatron_plm.torchrun_agent", "--standalone", "--nproc-per-node=1"]
+    done = subprocess.run(
+        [*agent, "--no-python", "sh", "-c", "exit 3"], cwd=unpacked.parent, env=environment(PYTHONPATH=str(unpacked)),
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    said = f"error: process 0 on {socket.gethostname()} ended with exit code 3; what it said is above"
+    assert done.stderr.splitlines()[-1] == said

@@ -1,28 +1,32 @@
 """Processes and the mesh they form."""
 
 import contextlib
-import hashlib
 import itertools
 import math
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.distributed_c10d import _abort_process_group
 
 from megatron_plm.config.layout import DIMS, Layout
 from megatron_plm.config.options import ParallelOptions
 from megatron_plm.errors import UserError
-from megatron_plm.parallel.presence import Presence, open_store
+from megatron_plm.parallel.presence import Presence
+from megatron_plm.parallel.store import STORE_ERRORS, is_first, open_store
 
 ONE_PROCESS = Layout(1, 1, 1, 1, 1)
 _DEFAULT_TIMEOUT = timedelta(minutes=10)
+# What NCCL finds late ends the process without a name; what gloo does, which the loop waits in at every step, raises.
+_LATER_ON_GPUS = timedelta(minutes=1)
+_SECONDS_TO_ABORT = 10.0
 MESH_DIMS = ("pp", "dp_replicate", "dp_shard_cp", "tp")
 
 
@@ -36,6 +40,7 @@ class World:
         cp_group: the processes that share rows with this one; None where it has its rows to itself.
         store: where the processes of the group met.
         timeout: after which waiting for another process fails.
+        presence: who is still there; None for a single process.
     """
 
     rank: int
@@ -46,6 +51,7 @@ class World:
     cp_group: dist.ProcessGroup | None = None
     store: Store | None = None
     timeout: timedelta = _DEFAULT_TIMEOUT
+    presence: Presence | None = None
 
     def coordinate(self, dim: str) -> int:
         """Where this process is in a dim of the layout."""
@@ -84,15 +90,20 @@ class World:
         return self.sum(float(flag))[0] > 0
 
     def barrier(self) -> None:
-        """Wait for all processes."""
-        if self.mesh is not None:
-            dist.barrier()
+        """Wait for all processes, on the host."""
+        self.sum(0.0)
 
     def is_first(self, what: str) -> bool:
-        """Whether no other process has asked this about `what`. No collective."""
-        if self.store is None:
+        """Whether no other process has asked this about `what`; so it is where nobody can be asked. No collective."""
+        store = self.presence.store if self.presence else self.store
+        if store is None or (self.presence and self.presence.is_alone):
             return True
-        return self.store.add(f"first/{hashlib.sha256(what.encode()).hexdigest()}", 1) == 1
+        return is_first(store, what)
+
+    def at_failure(self, act: Callable[[], None]) -> None:
+        """Have one of the processes call `act` when some have gone, hang, or ended by an error of their own."""
+        if self.presence is not None:
+            self.presence.at_failure = act
 
     def all_come(self, where: str, *, seconds: float) -> bool:
         """Wait for all processes to ask this about `where`; returns whether they did in so many seconds.
@@ -106,7 +117,7 @@ class World:
             return True
         try:
             self.store.wait([f"come/{where}/all"], timedelta(seconds=seconds))
-        except (RuntimeError, ValueError):  # time is up (which of the two depends on the store), or the store is gone
+        except STORE_ERRORS:
             return False
         return True
 
@@ -156,14 +167,27 @@ def joined_world(
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     rank, size, timeout = int(os.environ.get("RANK", "0")), world_size(), timedelta(minutes=timeout_minutes)
     store = open_store(rank, size, timeout)
+    failed = True
     try:
-        with Presence(store, rank, size, timeout) if size > 1 else contextlib.nullcontext():
+        with Presence(store, rank, size, timeout) if size > 1 else contextlib.nullcontext() as presence:
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
             _check_same(store, rank, size, description, timeout)
-            yield arranged_world(options or ParallelOptions(), device, store, timeout)
+            yield replace(arranged_world(options or ParallelOptions(), device, store, timeout), presence=presence)
+        failed = False
     finally:
         if dist.is_initialized():
-            dist.destroy_process_group()
+            _leave_groups(failed=failed)
+
+
+def _leave_groups(*, failed: bool) -> None:
+    """Leave all groups; where the run has `failed`, without waiting for what NCCL was given, which may never end."""
+    if not (failed and torch.cuda.is_available()):
+        dist.destroy_process_group()
+        return
+    # torch's own end of a failed process leaves this out, as it may hang too.
+    abort = threading.Thread(target=_abort_process_group, name="abort", daemon=True)
+    abort.start()
+    abort.join(timeout=_SECONDS_TO_ABORT)
 
 
 def arranged_world(
@@ -177,13 +201,23 @@ def arranged_world(
     layout = Layout.of(options, size)
     pp, dp_replicate, dp_shard, cp, tp = layout.sizes
     mesh = init_device_mesh(device.type, (pp, dp_replicate, dp_shard * cp, tp), mesh_dim_names=MESH_DIMS)
-    for name in MESH_DIMS:  # torch gives its own default to the groups of a mesh
-        _set_pg_timeout(timeout, mesh.get_group(name))
+    assert dist.group.WORLD is not None
+    groups = [dist.group.WORLD, *(mesh.get_group(name) for name in MESH_DIMS)]
     cp_group = None
     if cp > 1:
         ranks = torch.arange(size).view(-1, cp, tp).transpose(1, 2).reshape(-1, cp)
-        cp_group, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
+        cp_group, _ = dist.new_subgroups_by_enumeration(ranks.tolist())
+        groups.append(cp_group)
+    for group in groups:  # torch gives its own default to the groups of a mesh
+        set_timeout(group, timeout)
     return World(rank, size, device, mesh, layout, cp_group, store, timeout)
+
+
+def set_timeout(group: dist.ProcessGroup, timeout: timedelta) -> None:
+    """Let waiting in the group's collectives fail after `timeout`; on GPUs a minute later."""
+    for device in group._device_types:
+        later = _LATER_ON_GPUS if device.type == "cuda" else timedelta()
+        torch.distributed.ProcessGroup._get_backend(group, device)._set_default_timeout(timeout + later)
 
 
 def _check_same(store: Store, rank: int, size: int, description: str, timeout: timedelta) -> None:

@@ -11,7 +11,7 @@ from torch._C._distributed_c10d import PrefixStore
 
 from megatron_plm.errors import RunFailed
 from megatron_plm.parallel.mesh import local_rank, world_size
-from megatron_plm.parallel.presence import open_store
+from megatron_plm.parallel.store import open_store
 
 _POLL_SECONDS = 0.1
 _PINGS = 5

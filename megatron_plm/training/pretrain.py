@@ -30,11 +30,11 @@ from megatron_plm.training.guard import StopRequest
 from megatron_plm.training.loop import train
 from megatron_plm.training.metrics import RunLog
 from megatron_plm.training.run_directory import (
+    RunStatus,
     begins_anew,
     check_run_directory,
     own_run_directory,
     run_directory,
-    write_status,
 )
 from megatron_plm.training.state import Datasets, Run, build_run, open_datasets
 
@@ -117,27 +117,26 @@ def _pretrain(config: Config, world: World, datasets: Datasets, argv: Sequence[s
     if directory and world.is_main:
         with atomic_file(directory / CONFIG_FILE) as aside:
             write_config(aside, config)
-        write_status(directory, "running")
-    log = RunLog(run)
-    description = _description(run, argv)
-    log.start(description)
-    log.say(
-        f"{description['num_parameters']:,} parameters, {datasets.train.num_sequences:,} proteins, "
-        f"{world.size} process{'es' if world.size > 1 else ''} on {world.device.type}{begun_with}\n"
-        f"{_layout_told(config, world)}{description['kernels']}"
-        + ("" if directory else "\nnothing will be saved, as --save was not given")
-    )
-    status = "failed"
-    try:
-        status = train(run, log, stop)
-    except UserError as error:
-        raise RunFailed(str(error)) from None
-    finally:
-        # A disk that is full is told by the error on its way, not by what can't be written about it.
-        with contextlib.suppress(*((OSError, UserError) if status == "failed" else ())):
-            log.end(run.progress.step, status)
-            if directory and world.is_main:
-                write_status(directory, status)
+    with RunStatus(config, world) as ending:
+        log = RunLog(run)
+        description = _description(run, argv)
+        log.start(description)
+        log.say(
+            f"{description['num_parameters']:,} parameters, {datasets.train.num_sequences:,} proteins, "
+            f"{world.size} process{'es' if world.size > 1 else ''} on {world.device.type}{begun_with}\n"
+            f"{_layout_told(config, world)}{description['kernels']}"
+            + ("" if directory else "\nnothing will be saved, as --save was not given")
+        )
+        status = "failed"
+        try:
+            status = train(run, log, stop)
+            ending.end(status)
+        except UserError as error:
+            raise RunFailed(str(error)) from None
+        finally:
+            # A disk that is full is told by the error on its way, not by what can't be written about it.
+            with contextlib.suppress(*((OSError, UserError) if status == "failed" else ())):
+                log.end(run.progress.step, status)
     if world.is_main:
         _say_what_next(run, status)
     return status

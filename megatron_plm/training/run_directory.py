@@ -4,6 +4,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from megatron_plm.checkpoint_format import CHECKPOINTS, LATEST, find_checkpoint, newest_step
 from megatron_plm.config.options import Config
@@ -13,6 +15,7 @@ from megatron_plm.parallel.mesh import World
 
 METRICS_FILE, STATUS_FILE, TENSORBOARD = "metrics.jsonl", "status", "tensorboard"
 LOCK_FILE = "lock"  # there while a run writes
+_LAST_WORD = "the last word about the run"
 
 
 def run_directory(config: Config) -> Path | None:
@@ -88,10 +91,53 @@ def begins_anew(config: Config) -> bool:
     return not _holds_checkpoints(directory)
 
 
+class RunStatus:
+    """The file `status`, while the body runs and afterwards: "running", then what `end` was told, else "failed".
+
+    One process writes it, and its last word stays. That is the main one, unless it has gone or hangs as others find
+    out: then one of those.
+    """
+
+    def __init__(self, config: Config, world: World) -> None:
+        self._directory, self._world, self._word = run_directory(config), world, "failed"
+
+    def __enter__(self) -> Self:
+        if self._directory:
+            if self._world.is_main:
+                write_status(self._directory, "running")
+            self._world.at_failure(self._note_failure)
+        return self
+
+    def end(self, word: str) -> None:
+        """Say how the run has ended: finished or interrupted."""
+        self._word = word
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if not (self._directory and self._world.is_main and self._world.is_first(_LAST_WORD)):
+            return
+        if error is None:
+            write_status(self._directory, self._word)
+            return
+        with contextlib.suppress(UserError):  # a disk that is full is told by the error on its way
+            write_status(self._directory, "failed")
+
+    def _note_failure(self) -> None:
+        """Write for the main process; where the store has gone, several may, but never over a last word."""
+        assert self._directory is not None
+        with contextlib.suppress(OSError, UserError):
+            if read_status(self._directory) == "running" and self._world.is_first(_LAST_WORD):
+                write_status(self._directory, "failed")
+
+
 def write_status(directory: Path, status: str) -> None:
     """Write the file `status`: running, finished, interrupted or failed."""
     with atomic_file(directory / STATUS_FILE) as aside:
         aside.write_text(status + "\n", encoding="utf-8")
+
+
+def read_status(directory: Path) -> str:
+    """What the file `status` says."""
+    return (directory / STATUS_FILE).read_text(encoding="utf-8").strip()
 
 
 def _holds_checkpoints(directory: Path) -> bool:

@@ -14,8 +14,9 @@ from megatron_plm.benchmark.parity import train_case
 from megatron_plm.config.options import Config, ModelOptions, ParallelOptions, TrainingOptions
 from megatron_plm.model.initialize import initialize
 from megatron_plm.model.transformer import MaskedLanguageModel
+from megatron_plm.parallel import mesh
 from megatron_plm.parallel.apply import build_model
-from megatron_plm.parallel.mesh import joined_world, world_size
+from megatron_plm.parallel.mesh import joined_world, set_timeout, world_size
 from megatron_plm.tokenizers import get_tokenizer
 
 SHAPE = ModelOptions(num_layers=2, hidden_size=32, num_attention_heads=2)
@@ -100,6 +101,34 @@ def test_every_group_has_the_timeout_that_was_asked_for():
         groups = [world.mesh.get_group(name) for name in world.mesh.mesh_dim_names]
         backends = [group._get_backend(torch.device("cpu")) for group in (dist.group.WORLD, *groups)]
         assert {backend.options._timeout for backend in backends} == {timedelta(seconds=30)}
+
+
+def test_groups_of_gpus_wait_a_minute_longer_so_that_who_is_to_blame_is_known_first():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        # gloo stands in for NCCL: what counts is whose tensors it is for.
+        backend = dist.ProcessGroupGloo(dist.HashStore(), 0, 1, timedelta(minutes=30))
+        dist.group.WORLD._register_backend(torch.device("cuda"), dist.ProcessGroup.BackendType.CUSTOM, backend)
+        set_timeout(dist.group.WORLD, timedelta(minutes=3))
+        waits = {
+            device: dist.group.WORLD._get_backend(torch.device(device)).options._timeout for device in ("cpu", "cuda")
+        }
+    finally:
+        dist.destroy_process_group()
+    assert waits == {"cpu": timedelta(minutes=3), "cuda": timedelta(minutes=4)}
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_groups_of_gpus_are_aborted_where_the_run_has_failed(monkeypatch, failed):
+    left = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, module in (("_abort_process_group", mesh), ("destroy_process_group", dist)):
+        leave = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda name=name, leave=leave: (left.append(name), leave()))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    mesh._leave_groups(failed=failed)
+    assert left == ["_abort_process_group" if failed else "destroy_process_group"]
+    assert not dist.is_initialized()
 
 
 def test_compiled_blocks_train_as_plain_ones_and_are_compiled_once(pair_data, monkeypatch):
