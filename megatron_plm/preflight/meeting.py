@@ -11,7 +11,7 @@ from torch._C._distributed_c10d import PrefixStore
 
 from megatron_plm.errors import RunFailed
 from megatron_plm.parallel.mesh import local_rank, world_size
-from megatron_plm.parallel.store import open_store
+from megatron_plm.parallel.store import come, open_store, who_came
 
 _POLL_SECONDS = 0.1
 _PINGS = 5
@@ -36,19 +36,18 @@ class Meeting:
         self._store.set_timeout(timedelta(seconds=_SECONDS_TO_ANSWER))
         started = time.monotonic()
         self.tell("here", [socket.gethostname(), local_rank()])
-        awaited = set(range(self.size))
-        came_after = 0.0
-        while awaited and (waited := time.monotonic() - started) < wait_seconds:
-            here = {rank for rank in awaited if self._store.check([f"here/{rank}"])}
-            if here:
-                came_after = waited
-            awaited -= here
-            if awaited:
+        come(self._store, self.rank)
+        here: set[int] = set()
+        self.seconds = 0.0
+        while len(here) < self.size and (waited := time.monotonic() - started) < wait_seconds:
+            if here != (here := who_came(self._store)):
+                self.seconds = waited
+            if len(here) < self.size:
                 time.sleep(_POLL_SECONDS)
-        self.missing = sorted(awaited)
-        self.seconds = came_after
-        present = [rank for rank in range(self.size) if rank not in awaited]
-        places = {rank: self.heard("here", rank) for rank in present}
+        self.missing = sorted(set(range(self.size)) - here)
+        present = sorted(here)
+        told = self._store.multi_get([f"here/{rank}" for rank in present])
+        places = {rank: json.loads(place) for rank, place in zip(present, told, strict=True)}
         self.hosts = {rank: place[0] for rank, place in places.items()}
         self.first_of_node = [rank for rank, place in places.items() if place[1] == 0]
         self.speaker = present[0]
