@@ -5,14 +5,21 @@ behind the sums, learned positions, and vectors of two sentences ("token types")
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from megatron_plm.config.options import ModelOptions
+from megatron_plm.convert.config_json import ForeignConfig, fields_from, options_from, require_letters, require_options
 from megatron_plm.convert.keymap import Entry, KeyMap, Transform, module
 from megatron_plm.convert.lazy import meta_of
+from megatron_plm.convert.other_names import NORM_NAMES, with_current_names
+from megatron_plm.convert.tensor_files import read_tensors
 from megatron_plm.convert.transforms import chain, repeat, split_qkv, with_token_types
+from megatron_plm.convert.weights import Export, Weights, drop_not_carried, export_tensors, import_tensors
+from megatron_plm.tokenizers import Tokenizer
 
 ENCODER = "bert"
 _EMBEDDINGS = f"{ENCODER}.embeddings"
@@ -35,20 +42,70 @@ CARRIED: dict[str, Any] = {
     "token_dropout": False,
 }
 
-NOT_CARRIED = {
+_NOT_CARRIED = {
     f"{POOLER}.weight": "the pooler, which a masked language model never reads",
     f"{POOLER}.bias": "the pooler, which a masked language model never reads",
     f"{_EMBEDDINGS}.position_ids": "a constant",
 }
 
 
-def key_map(
-    options: ModelOptions, rows: Transform, *, head: str, num_token_types: int, tied_bias: tuple[str, ...] = ()
-) -> KeyMap:
-    """The table of a model of ours, whose vocabulary's `rows` become theirs, and theirs with a head of that name.
+@dataclass(frozen=True)
+class Layout:
+    """What the two libraries do differently.
 
-    `tied_bias` are other names of the head's bias.
+    Attributes:
+        format_name: of --to.
+        head: the name of the head.
+        tied_bias: other names of the head's bias.
+        not_carried: what their files may hold that a model of ours has no place for, beyond what both may, with why.
     """
+
+    format_name: str
+    head: str
+    tied_bias: tuple[str, ...] = ()
+    not_carried: Mapping[str, str] = field(default_factory=dict)
+
+
+def read(
+    directory: Path,
+    config: ForeignConfig,
+    tokenizer: Tokenizer,
+    rows: Transform,
+    layout: Layout,
+    notes: tuple[str, ...] = (),
+) -> Weights:
+    """Read a directory whose vocabulary `rows` makes of `tokenizer`'s, with `notes` on it; UserError for anything a
+    model of ours would compute differently."""
+    config.require("hidden_act", "gelu", "the head of the models here has the exact GELU, and BERT's has the MLPs'")
+    positions = config.get("max_position_embeddings", int)
+    options = options_from(config, tokenizer, max_position_embeddings=positions, **CARRIED)
+    found = with_current_names(read_tensors(directory), NORM_NAMES, directory)
+    kept, dropped = drop_not_carried(found, {**_NOT_CARRIED, **layout.not_carried})
+    table = key_map(options, rows, layout, num_token_types=config.get("type_vocab_size", int))
+    tensors = import_tensors(table, kept, options, tokenizer, str(directory))
+    return Weights(options, tokenizer, tensors, (*notes, *dropped, *token_type_notes(kept)))
+
+
+def export(weights: Weights, rows: Transform, layout: Layout, dtype: str, *, leave_out: tuple[str, ...] = ()) -> Export:
+    """The model's tensors as theirs, but for the keys in `leave_out`; UserError if no BERT can hold it."""
+    require_options(weights.options, CARRIED, layout.format_name)
+    require_letters(weights.tokenizer, layout.format_name)
+    return export_tensors(key_map(weights.options, rows, layout), weights, dtype, leave_out=leave_out)
+
+
+def config_fields(options: ModelOptions, vocabulary: Tokenizer, dtype: str) -> dict[str, Any]:
+    """The fields that `read` asks for, with those a reader of the file needs beside them."""
+    return {
+        **fields_from(options, vocabulary, dtype),
+        "hidden_act": "gelu",
+        "max_position_embeddings": options.max_position_embeddings,
+        "type_vocab_size": 1,
+    }
+
+
+def key_map(options: ModelOptions, rows: Transform, layout: Layout, *, num_token_types: int = 1) -> KeyMap:
+    """The table of a model of ours, whose vocabulary's `rows` become theirs."""
+    head, tied_bias = layout.head, layout.tied_bias
     decoder = f"{head}.decoder.weight"
     block = "encoder.blocks.{i}"
     attention = [f"{_LAYER}.attention.self.{part}" for part in ("query", "key", "value")]

@@ -19,7 +19,7 @@ from megatron_plm.convert.keymap import check_keys
 from megatron_plm.convert.megatron import FORMAT
 from megatron_plm.convert.pickles import read_pickle, tensors_by_name, write_pickle
 from megatron_plm.convert.pretrained import read_checkpoint
-from megatron_plm.convert.tape import fork_config, fork_tensors
+from megatron_plm.convert.proteinlm_tape import fork_config, fork_tensors
 from megatron_plm.convert.weights import DTYPES, Weights
 from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_file

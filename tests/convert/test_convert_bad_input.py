@@ -1,6 +1,5 @@
 """What tools/convert_checkpoint.py says of inputs that are wrong or damaged: one sentence, and no output."""
 
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -9,17 +8,13 @@ import pytest
 import torch
 from convert_sample import SAMPLE, convert, random_weights, written
 from harmful_pickle import Calls
+from peer_comparison import change_config
 from safetensors.torch import load_file, save_file
 
 from megatron_plm.convert.huggingface import write_huggingface
 from megatron_plm.convert.pretrained import FORMATS, load_pretrained
-from megatron_plm.convert.tape import write_proteinlm_tape
+from megatron_plm.convert.proteinlm_tape import write_proteinlm_tape
 from megatron_plm.errors import UserError
-
-
-def edit_config(directory: Path, **fields: object) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
 def edit_tensors(directory: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -62,21 +57,21 @@ BAD_HUGGINGFACE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no configuration": (lambda d: (d / "config.json").unlink(), "holds no checkpoint"),
     "a configuration that is no JSON": (lambda d: cut(d / "config.json", 40), "config.json: not valid JSON"),
     "a configuration that is a list": (lambda d: (d / "config.json").write_text("[]"), "expected a JSON object"),
-    "another architecture": (lambda d: edit_config(d, model_type="t5"), "the model_type is 't5'"),
+    "another architecture": (lambda d: change_config(d, model_type="t5"), "the model_type is 't5'"),
     "a configuration without model_type": (
-        lambda d: edit_config(d, model_type=None),
+        lambda d: change_config(d, model_type=None),
         "the names of neither stock TAPE nor ProteinLM's fork",
     ),
     "a huge size that the heads do not share": (
-        lambda d: edit_config(d, hidden_size=2**40, num_attention_heads=12),
+        lambda d: change_config(d, hidden_size=2**40, num_attention_heads=12),
         "--num-attention-heads 12; head counts that do: 4, 8, 16",
     ),
     "an integer beyond all floats": (
-        lambda d: edit_config(d, layer_norm_eps=10**400),
+        lambda d: change_config(d, layer_norm_eps=10**400),
         "layer_norm_eps is an integer beyond the range of a float",
     ),
     "an infinite epsilon": (
-        lambda d: edit_config(d, layer_norm_eps=float("inf")),
+        lambda d: change_config(d, layer_norm_eps=float("inf")),
         "--layernorm-epsilon must be finite, not inf",
     ),
     "an index of shards that names no file": (

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from convert_sample import PROTEINLM_TINY, convert, our_logits, pack, random_sequences
-from tape_sample import forward_by_the_forks_names
+from fork_sample import forward_by_the_forks_names
 from torch import Tensor
 
 from megatron_plm.convert.pretrained import detect_format, load_pretrained
-from megatron_plm.convert.tape import read_proteinlm_tape
+from megatron_plm.convert.proteinlm_tape import read_proteinlm_tape
 from megatron_plm.errors import UserError
 from megatron_plm.tokenizers import get_tokenizer
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from convert_sample import our_logits, pack
+from fork_sample import FORK_LAYER_MODULES, FORK_OTHER_KEYS, forward_by_the_forks_names
 from megatron_sample import D, logits, random_model, save
-from tape_sample import FORK_LAYER_MODULES, FORK_OTHER_KEYS, forward_by_the_forks_names
 from torch import Tensor
 
 from megatron_plm.convert.megatron_converter import main
