@@ -4,6 +4,7 @@ Both name the encoder alike, and what is in the head, which TAPE calls `mlm` and
 behind the sums, learned positions, and vectors of two sentences ("token types"), of which proteins are the first.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,10 @@ from megatron_plm.config.options import ModelOptions
 from megatron_plm.convert.config_json import ForeignConfig, fields_from, options_from, require_letters, require_options
 from megatron_plm.convert.keymap import Entry, KeyMap, Transform, module
 from megatron_plm.convert.lazy import meta_of
-from megatron_plm.convert.other_names import NORM_NAMES, with_current_names
+from megatron_plm.convert.other_names import NORM_NAMES, Renames, with_current_names
 from megatron_plm.convert.tensor_files import read_tensors
 from megatron_plm.convert.transforms import chain, repeat, split_qkv, with_token_types
-from megatron_plm.convert.weights import Export, Weights, drop_not_carried, export_tensors, import_tensors
+from megatron_plm.convert.weights import Export, Weights, drop_not_carried, export_tensors, import_weights
 from megatron_plm.tokenizers import Tokenizer
 
 ENCODER = "bert"
@@ -27,6 +28,9 @@ _LAYER = f"{ENCODER}.encoder.layer.{{i}}"
 POOLER = f"{ENCODER}.pooler.dense"
 TOKEN_TYPES = f"{_EMBEDDINGS}.token_type_embeddings.weight"
 WRITTEN_TOKEN_TYPES = f"{TOKEN_TYPES}: the models here have none; zeros are written"
+
+# A model that was saved without a head has no prefix.
+_WITHOUT_PREFIX: Renames = ((re.compile(r"^(?=(embeddings|encoder|pooler|bert_tail_dense)\.)"), f"{ENCODER}."),)
 
 # The options of every BERT; the other ones of a model can be told in config.json. Their head has the MLPs' GELU, ours
 # the exact one: only where the MLPs have that, too, are both the same.
@@ -42,7 +46,7 @@ CARRIED: dict[str, Any] = {
     "token_dropout": False,
 }
 
-_NOT_CARRIED = {
+NOT_CARRIED = {
     f"{POOLER}.weight": "the pooler, which a masked language model never reads",
     f"{POOLER}.bias": "the pooler, which a masked language model never reads",
     f"{_EMBEDDINGS}.position_ids": "a constant",
@@ -79,11 +83,16 @@ def read(
     config.require("hidden_act", "gelu", "the head of the models here has the exact GELU, and BERT's has the MLPs'")
     positions = config.get("max_position_embeddings", int)
     options = options_from(config, tokenizer, max_position_embeddings=positions, **CARRIED)
-    found = with_current_names(read_tensors(directory), NORM_NAMES, directory)
-    kept, dropped = drop_not_carried(found, {**_NOT_CARRIED, **layout.not_carried})
+    found = with_prefix(with_current_names(read_tensors(directory), NORM_NAMES, directory), directory)
+    kept, dropped = drop_not_carried(found, {**NOT_CARRIED, **layout.not_carried})
     table = key_map(options, rows, layout, num_token_types=config.get("type_vocab_size", int))
-    tensors = import_tensors(table, kept, options, tokenizer, str(directory))
-    return Weights(options, tokenizer, tensors, (*notes, *dropped, *token_type_notes(kept)))
+    notes = (*notes, *dropped, *token_type_notes(kept))
+    return import_weights(table, kept, options, tokenizer, str(directory), notes)
+
+
+def with_prefix(tensors: Mapping[str, Tensor], directory: Path) -> Mapping[str, Tensor]:
+    """The tensors by the names that they have beside a head's."""
+    return with_current_names(tensors, _WITHOUT_PREFIX, directory)
 
 
 def export(weights: Weights, rows: Transform, layout: Layout, dtype: str, *, leave_out: tuple[str, ...] = ()) -> Export:
@@ -139,6 +148,6 @@ def key_map(options: ModelOptions, rows: Transform, layout: Layout, *, num_token
 
 def token_type_notes(theirs: Mapping[str, Tensor]) -> tuple[str, ...]:
     """What is not carried of their token types, if there are several."""
-    if len(meta_of(theirs)[TOKEN_TYPES]) == 1:
+    if TOKEN_TYPES not in theirs or len(meta_of(theirs)[TOKEN_TYPES]) == 1:
         return ()
     return (f"{TOKEN_TYPES}: but for row 0, which is added to the positions; proteins have no other type",)

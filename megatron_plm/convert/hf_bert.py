@@ -23,13 +23,16 @@ LAYOUT = bert.Layout(
 )
 
 
-def read_bert(directory: Path) -> Weights:
-    """Read a BertForMaskedLM directory; UserError for anything a model of ours would compute differently."""
+def read_bert(directory: Path, given: str | None = None) -> Weights:
+    """Read a BertForMaskedLM directory; UserError for anything a model of ours would compute differently.
+
+    `given` is the --tokenizer of a directory that does not tell it.
+    """
     config = ForeignConfig.read(directory)
     config.require("position_embedding_type", "absolute", "only learned positions can be read", default="absolute")
     for name in ("is_decoder", "add_cross_attention"):
         config.require(name, False, "the models here are plain BERT encoders", default=False)
-    tokenizer, tokens, notes = read_vocabulary(directory, config)
+    tokenizer, tokens, notes = read_vocabulary(directory, config, given)
     rows = vocabulary_rows(tokenizer.tokens, tokens)
     return bert.read(directory, config, tokenizer, rows, LAYOUT, tuple(notes))
 

@@ -17,20 +17,19 @@ from megatron_plm.convert.config_json import (
     require_options,
     write_json,
 )
-from megatron_plm.convert.hf_tokenizer import VOCABULARY_FILE, read_vocabulary, special_tokens
+from megatron_plm.convert.hf_tokenizer import read_vocabulary, special_tokens
 from megatron_plm.convert.keymap import Entry, KeyMap, module
-from megatron_plm.convert.lazy import joined
 from megatron_plm.convert.other_names import NORM_NAMES, with_current_names
 from megatron_plm.convert.tensor_files import read_tensors, write_safetensors_shards
 from megatron_plm.convert.transforms import chain, repeat, split_qkv, vocabulary_rows
+from megatron_plm.convert.vocabulary import VOCABULARY_FILE
 from megatron_plm.convert.weights import (
     INVERSE_FREQUENCIES,
     Weights,
     drop_not_carried,
     export_tensors,
-    import_tensors,
+    import_weights,
 )
-from megatron_plm.model.layers import RotaryEmbedding
 from megatron_plm.tokenizers import Tokenizer
 
 MODEL_TYPE = "esm"
@@ -58,8 +57,10 @@ NOT_CARRIED = {
     "esm.pooler.dense.bias": "the pooler, which a masked language model never reads",
 }
 
-# Names that some versions of transformers write for the same tensors.
+# Names that some versions of transformers write for the same tensors; a model that was saved without a head has no
+# prefix.
 _OTHER_NAMES = (
+    (re.compile(r"^(?=(embeddings|encoder|pooler|contact_head|rotary_embeddings)\.)"), "esm."),
     *NORM_NAMES,
     (re.compile(r"^esm\.rotary_embeddings\.inv_freq$"), _FREQUENCIES.replace("{i}", "0")),
     (re.compile(re.escape(_FREQUENCIES.replace("{i}", "*"))), _FREQUENCIES.replace("{i}", "0")),
@@ -96,15 +97,18 @@ def key_map(options: ModelOptions, ours: Tokenizer, theirs: Sequence[str]) -> Ke
     return KeyMap.build(table, options.num_layers)
 
 
-def read_esm(directory: Path) -> Weights:
-    """Read an EsmForMaskedLM directory; UserError for anything a model of ours would compute differently."""
+def read_esm(directory: Path, given: str | None = None) -> Weights:
+    """Read an EsmForMaskedLM directory; UserError for anything a model of ours would compute differently.
+
+    `given` is the --tokenizer of a directory that does not tell it.
+    """
     config = ForeignConfig.read(directory)
     config.require("model_type", MODEL_TYPE, "only EsmForMaskedLM models can be read")
     config.require("rope_theta", 10000.0, "the models here have rotary positions of base 10000", default=10000.0)
     config.require("position_embedding_type", "rotary", "ESM-2 has rotary positions", default="absolute")
     for name in ("is_decoder", "add_cross_attention", "is_folding_model"):
         config.require(name, False, "the models here are plain ESM-2 encoders", default=False)
-    tokenizer, tokens, notes = read_vocabulary(directory, config, default="esm2")
+    tokenizer, tokens, notes = read_vocabulary(directory, config, given, default="esm2")
     for name, token_id in (("mask_token_id", tokenizer.mask_id), ("pad_token_id", tokenizer.pad_id)):
         config.require(name, tokens.index(tokenizer.tokens[token_id]), "the tokenizer has that token elsewhere")
     options = options_from(
@@ -115,10 +119,8 @@ def read_esm(directory: Path) -> Weights:
     )
     found = with_current_names(read_tensors(directory), _OTHER_NAMES, directory)
     tensors, dropped = drop_not_carried(found, NOT_CARRIED)
-    tensors = import_tensors(key_map(options, tokenizer, tokens), tensors, options, tokenizer, str(directory))
-    if INVERSE_FREQUENCIES not in tensors:
-        tensors = joined(tensors, {INVERSE_FREQUENCIES: RotaryEmbedding(options.head_dim).inverse_frequencies})
-    return Weights(options, tokenizer, tensors, (*notes, *dropped))
+    table = key_map(options, tokenizer, tokens)
+    return import_weights(table, tensors, options, tokenizer, str(directory), (*notes, *dropped))
 
 
 def write_esm(weights: Weights, directory: Path, dtype: str, shard_size: int) -> tuple[str, ...]:

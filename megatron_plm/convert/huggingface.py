@@ -22,9 +22,9 @@ _READERS = {
 MODEL_TYPES = tuple(_READERS)
 
 
-def read_huggingface(directory: Path) -> Weights:
-    """Read a directory in the layout that its model_type names."""
-    return _READERS.get(model_type_of(directory) or "", hf_esm.read_esm)(directory)
+def read_huggingface(directory: Path, *, tokenizer: str | None = None) -> Weights:
+    """Read a directory in the layout that its model_type names; `tokenizer` tells the vocabulary of one without."""
+    return _READERS.get(model_type_of(directory) or "", hf_esm.read_esm)(directory, tokenizer)
 
 
 def write_huggingface(
@@ -54,6 +54,7 @@ FORMAT = Format(
     read=read_huggingface,
     write=write_huggingface,
     looks_like=f"a {CONFIG_JSON} with model_type {' or '.join(map(repr, MODEL_TYPES))}",
+    read_flags=("tokenizer",),
     write_flags=("shard_size",),
     has_contact_head=True,
 )

@@ -1,5 +1,6 @@
 """Which formats there are, which one a path holds, and a model from any of them."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +29,13 @@ class Pretrained:
 
 
 def load_pretrained(path: Path) -> Pretrained:
-    """Load a model from a checkpoint of any of `FORMATS`; UserError if it is of none or cannot be read."""
+    """Load a model from a checkpoint of any of `FORMATS`; UserError if it is of none or cannot be read.
+
+    What a user must know before relying on it is printed to standard error.
+    """
     weights = read_checkpoint(path, detect_format(path))
+    for warning in weights.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     return Pretrained(weights.build(), weights.options, weights.tokenizer, weights.build_contact_head())
 
 

@@ -29,7 +29,7 @@ from megatron_plm.convert.config_json import (
     write_json,
 )
 from megatron_plm.convert.format import Format
-from megatron_plm.convert.keymap import Entry, KeyMap, module
+from megatron_plm.convert.keymap import Entry, KeyMap, Transform, module
 from megatron_plm.convert.lazy import compact
 from megatron_plm.convert.pickles import write_pickle
 from megatron_plm.convert.tensor_files import PYTORCH_FILE, holds_tensor, read_tensors
@@ -40,12 +40,13 @@ from megatron_plm.convert.transforms import (
     vocabulary_rows,
     with_token_types,
 )
+from megatron_plm.convert.vocabulary import given_vocabulary
 from megatron_plm.convert.weights import (
     INVERSE_FREQUENCIES,
     Weights,
     drop_not_carried,
     export_tensors,
-    import_tensors,
+    import_weights,
 )
 from megatron_plm.tokenizers import Tokenizer, get_tokenizer, token_roles
 
@@ -71,22 +72,23 @@ _FORKS_OWN = {
     "bert.bert_tail_dense.weight": "a layer that the fork never runs",
     "bert.bert_tail_dense.bias": "a layer that the fork never runs",
 }
-_FORKS_FAULTS = (
+_FORKS_HEAD = (
     "ProteinLM's head: the fork's converter leaves it out, so mlm.transform and mlm.bias are those of the model that "
     "it filled; --from megatron has ProteinLM's",
+)
+_FORKS_NORM = (
     "the fork's neglect of bert.encoder.final_ln, whose output it computes and drops: here it counts, as in ProteinLM",
 )
 _FORKS_GELU = (
     "the tanh GELU of ProteinLM's training: hidden_act is gelu, the exact one, as the fork computes; "
     "hidden_act gelu_new in config.json means the tanh form",
 )
-_FORKS_MARK = "bert.encoder.layer.0.input_ln.weight"
+_FORKS_MARKS = ("bert.encoder.layer.0.input_ln.weight", "encoder.layer.0.input_ln.weight")
+_TOKENIZER = "tape-iupac"
 
 
-def key_map(options: ModelOptions, ours: Tokenizer, num_token_types: int = 1) -> KeyMap:
-    """The table for a model of ours with vocabulary `ours`."""
-    theirs = _tape_tokenizer()
-    rows = vocabulary_rows(token_roles(ours), token_roles(theirs))
+def key_map(options: ModelOptions, rows: Transform, num_token_types: int = 1) -> KeyMap:
+    """The table of a model of ours, whose vocabulary's `rows` become theirs."""
     block = "encoder.blocks.{i}"
     attention = [f"{_LAYER}.attention.self.{part}" for part in ("query", "key", "value")]
     table = [
@@ -118,11 +120,12 @@ def _positions(options: ModelOptions, num_token_types: int) -> Entry:
     return Entry(("encoder.embedding.positions.weight",), theirs, with_token_types(num_token_types))
 
 
-def read_proteinlm_tape(directory: Path) -> Weights:
-    """Read such a directory; the model has TAPE's IUPAC vocabulary. UserError for anything it cannot compute."""
+def read_proteinlm_tape(directory: Path, *, tokenizer: str | None = None) -> Weights:
+    """Read such a directory, whose vocabulary `tokenizer` tells where it is not TAPE's IUPAC; UserError for anything a
+    model of ours cannot compute."""
     config = ForeignConfig.read(directory)
-    tokenizer = _tape_tokenizer()
-    config.require("vocab_size", tokenizer.vocab_size, f"TAPE's IUPAC vocabulary has {tokenizer.vocab_size} tokens")
+    ours, tokens = given_vocabulary(tokenizer, _TOKENIZER)
+    require_vocabulary(config, len(tokens), tokenizer)
     is_forks_own = model_type_of(directory) == ""
     if is_forks_own:
         reason = (
@@ -132,20 +135,28 @@ def read_proteinlm_tape(directory: Path) -> Weights:
     positions = config.choice("position_embedding_type", _POSITIONS, "absolute" if is_forks_own else None)
     options = options_from(
         config,
-        tokenizer,
+        ours,
         token_dropout=config.get("token_dropout", bool, False if is_forks_own else None),
         activation=config.choice("hidden_act", _ACTIVATIONS),
         position_embedding_type=positions,
         max_position_embeddings=config.get("max_position_embeddings", int) if positions != "rope" else None,
     )
-    table = key_map(options, tokenizer, config.get("type_vocab_size", int, 1))
-    found = read_tensors(directory)
-    kept, notes = drop_not_carried(found, _FORKS_OWN) if is_forks_own else (found, ())
-    tensors = import_tensors(table, kept, options, tokenizer, str(directory))
+    table = key_map(options, vocabulary_rows(ours.tokens, tokens), config.get("type_vocab_size", int, 1))
+    kept = read_tensors(directory)
+    notes: tuple[str, ...] = ()
+    if is_forks_own:
+        kept, notes = drop_not_carried(bert.with_prefix(kept, directory), {**bert.NOT_CARRIED, **_FORKS_OWN})
     if is_forks_own:
         gelu = _FORKS_GELU if options.activation == "gelu" else ()
-        notes = (*notes, *bert.token_type_notes(kept), *_FORKS_FAULTS, *gelu)
-    return Weights(options, tokenizer, tensors, notes)
+        head = _FORKS_HEAD if "mlm.bias" in kept else ()
+        notes = (*notes, *bert.token_type_notes(kept), *head, *_FORKS_NORM, *gelu)
+    return import_weights(table, kept, options, ours, str(directory), notes)
+
+
+def require_vocabulary(config: ForeignConfig, size: int, given: str | None) -> None:
+    """UserError unless the configuration has that many tokens, of --tokenizer if `given`, else TAPE's."""
+    of_tape = f"TAPE's IUPAC vocabulary has {size} tokens; convert it with --tokenizer if it has another one"
+    config.require("vocab_size", size, of_tape if given is None else f"--tokenizer {given} has {size} tokens")
 
 
 def write_proteinlm_tape(weights: Weights, directory: Path, dtype: str = "float32") -> tuple[str, ...]:
@@ -162,7 +173,8 @@ def fork_tensors(weights: Weights, dtype: str) -> tuple[dict[str, Tensor], tuple
     options, ours, theirs = weights.options, weights.tokenizer, _tape_tokenizer()
     require_options(options, _CARRIED, MODEL_TYPE)
     require_letters(ours, MODEL_TYPE)
-    export = export_tensors(key_map(options, ours), weights, dtype)
+    rows = vocabulary_rows(token_roles(ours), token_roles(theirs))
+    export = export_tensors(key_map(options, rows), weights, dtype)
     tensors = {key: compact(tensor) for key, tensor in export.stream}
     return tensors, lost_rows(ours, theirs)
 
@@ -187,12 +199,12 @@ def fork_config(options: ModelOptions, dtype: str) -> dict[str, Any]:
 
 
 def _tape_tokenizer() -> Tokenizer:
-    return get_tokenizer("tape-iupac")
+    return get_tokenizer(_TOKENIZER)
 
 
 def _recognises(path: Path) -> bool:
     model_type = model_type_of(path)
-    return model_type == MODEL_TYPE or (model_type == "" and holds_tensor(path, _FORKS_MARK))
+    return model_type == MODEL_TYPE or (model_type == "" and holds_tensor(path, *_FORKS_MARKS))
 
 
 FORMAT = Format(
@@ -201,5 +213,6 @@ FORMAT = Format(
     recognises=_recognises,
     read=read_proteinlm_tape,
     write=write_proteinlm_tape,
+    read_flags=("tokenizer",),
     looks_like=f"a {CONFIG_JSON} with model_type {MODEL_TYPE!r}",
 )

@@ -14,26 +14,28 @@ from megatron_plm.convert.format import Format
 from megatron_plm.convert.lazy import compact
 from megatron_plm.convert.pickles import write_pickle
 from megatron_plm.convert.proteinlm_tape import MODEL_TYPE as FORK
-from megatron_plm.convert.proteinlm_tape import lost_rows
+from megatron_plm.convert.proteinlm_tape import lost_rows, require_vocabulary
 from megatron_plm.convert.tensor_files import PYTORCH_FILE, holds_tensor
 from megatron_plm.convert.transforms import vocabulary_rows
+from megatron_plm.convert.vocabulary import given_vocabulary
 from megatron_plm.convert.weights import DTYPES, Weights
 from megatron_plm.errors import UserError
 from megatron_plm.tokenizers import get_tokenizer, token_roles
 
 NAME = "tape"
 _TOKENIZER = "tape-iupac"
-_MARK = "bert.encoder.layer.0.attention.output.LayerNorm"
+_MARK = "encoder.layer.0.attention.output.LayerNorm"
+_MARKS = [f"{prefix}{_MARK}.{kind}" for prefix in ("bert.", "") for kind in ("weight", "gamma")]
 LAYOUT = bert.Layout(format_name=NAME, head="mlm")
 
 
-def read_tape(directory: Path) -> Weights:
-    """Read such a directory; the model has TAPE's IUPAC vocabulary. UserError for anything it cannot compute."""
+def read_tape(directory: Path, *, tokenizer: str | None = None) -> Weights:
+    """Read such a directory, whose vocabulary `tokenizer` tells where it is not TAPE's IUPAC; UserError for anything a
+    model of ours cannot compute."""
     config = ForeignConfig.read(directory)
-    tokenizer = get_tokenizer(_TOKENIZER)
-    config.require("vocab_size", tokenizer.vocab_size, f"TAPE's IUPAC vocabulary has {tokenizer.vocab_size} tokens")
-    roles = token_roles(tokenizer)
-    return bert.read(directory, config, tokenizer, vocabulary_rows(roles, roles), LAYOUT)
+    ours, tokens = given_vocabulary(tokenizer, _TOKENIZER)
+    require_vocabulary(config, len(tokens), tokenizer)
+    return bert.read(directory, config, ours, vocabulary_rows(ours.tokens, tokens), LAYOUT)
 
 
 def write_tape(weights: Weights, directory: Path, dtype: str = "float32") -> tuple[str, ...]:
@@ -61,8 +63,9 @@ def write_tape(weights: Weights, directory: Path, dtype: str = "float32") -> tup
 FORMAT = Format(
     name=NAME,
     mark=CONFIG_JSON,
-    recognises=lambda path: model_type_of(path) == "" and holds_tensor(path, f"{_MARK}.weight", f"{_MARK}.gamma"),
+    recognises=lambda path: model_type_of(path) == "" and holds_tensor(path, *_MARKS),
     read=read_tape,
     write=write_tape,
+    read_flags=("tokenizer",),
     looks_like=f"a {CONFIG_JSON} without model_type, and {PYTORCH_FILE} with the names of TAPE's ProteinBertModel",
 )

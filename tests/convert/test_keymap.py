@@ -25,11 +25,15 @@ def map_of(format_name: str, weights: Weights) -> KeyMap:
         return hf_esm.key_map(options, tokenizer, tokenizer.tokens)
     if format_name == "megatron":
         ranks = options.num_attention_heads  # a head each
-        return megatron.key_map(options, tokenizer, version=0, tensor_parallel_size=ranks, vocabulary_rows_stored=128)
+        return megatron.key_map(
+            options, tokenizer, tokenizer.tokens, version=0, tensor_parallel_size=ranks, vocabulary_rows_stored=128
+        )
     if format_name == "tape":
         same = vocabulary_rows(tokenizer.tokens, tokenizer.tokens)
         return bert.key_map(options, same, tape.LAYOUT, num_token_types=2)
-    return {"proteinlm-tape": proteinlm_tape, "fair-esm": fair_esm}[format_name].key_map(options, tokenizer)
+    if format_name == "proteinlm-tape":
+        return proteinlm_tape.key_map(options, vocabulary_rows(tokenizer.tokens, tokenizer.tokens))
+    return fair_esm.key_map(options, tokenizer)
 
 
 TABLES = ["huggingface", "tape", "proteinlm-tape", "fair-esm", "megatron"]
