@@ -112,6 +112,14 @@ BAD_HUGGINGFACE: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "shard model-00001-of-00002.safetensors, which model.safetensors.index.json lists, is missing",
     ),
+    "weights that are a link to itself": (
+        lambda d: ((d / "model.safetensors").unlink(), (d / "model.safetensors").symlink_to("model.safetensors")),
+        "no weights; expected model.safetensors",
+    ),
+    "weights that are a folder": (
+        lambda d: ((d / "model.safetensors").unlink(), (d / "model.safetensors").mkdir()),
+        "no weights; expected model.safetensors",
+    ),
     "a header of safetensors that promises more than there is": (
         lambda d: (d / "model.safetensors").write_bytes((2**40).to_bytes(8, "little") + b"{}"),
         "model.safetensors: cannot be read",

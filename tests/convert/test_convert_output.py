@@ -189,3 +189,13 @@ def test_a_failed_conversion_with_force_leaves_the_old_output(tmp_path: Path) ->
     os.truncate(source / "model.safetensors", 5000)
     assert convert("huggingface", "native", source, old, "--force") == 2
     assert same_bits(read_native(old).tensors, random_weights(seed=1).tensors)
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "file/x"])
+def test_an_output_that_cannot_be_made_is_told(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = written(random_weights(), "native", tmp_path / "native")
+    (tmp_path / "file").write_text("")
+    assert convert("native", "huggingface", source, tmp_path / name) == 2
+    message = capsys.readouterr().err
+    assert (message.count("\n"), f"{name}: cannot be written" in message) == (1, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "native"]
