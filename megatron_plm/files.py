@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,18 +36,55 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
     """Give an empty directory beside `path`; on success its files are synced and it is renamed to `path`, else removed.
 
-    Raises UserError where `path` exists (with `force` it is replaced) or cannot be written to.
+    What a killed process left of the same is removed first. Raises UserError where `path` exists (with `force` it is
+    replaced), cannot be written to, or is being written by another process.
     """
     _refuse_existing(path, force=force)
     aside = _aside(path)
+    with write_errors_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with only_writer(path):
+            try:
+                aside.mkdir()
+                yield aside
+                _refuse_existing(path, force=force)  # where files cannot be locked, another one may have been quicker
+                publish_directory(aside, path)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Hold `.NAME.lock` beside `path`, and remove what killed writers of `path` left under temporary names.
+
+    Raises UserError where another process holds it. On a file system without locks there is no exclusion, and nothing
+    is removed.
+    """
     try:
-        with write_errors_told(path):
-            aside.mkdir(parents=True)
-            yield aside
-            _refuse_existing(path, force=force)  # another process may have been quicker
-            publish_directory(aside, path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        with exclusive(path.with_name(f".{path.name}.lock")) as locked:
+            if locked:
+                _remove_leftovers(path)
+            yield
+    except Busy:
+        raise UserError(
+            f"{path}: another process is writing it at this moment; wait for it, or give another output"
+        ) from None
+
+
+def _remove_leftovers(path: Path) -> None:
+    leftover = re.compile(rf"\.{re.escape(path.name)}\.[0-9]+\.(tmp|old)")
+    for child in path.parent.iterdir():
+        # Without `path` an .old may be the only copy of what stood there: see publish_directory.
+        if leftover.fullmatch(child.name) and (child.suffix == ".tmp" or path.exists()):
+            remove(child)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a directory with all in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _refuse_existing(path: Path, *, force: bool) -> None:

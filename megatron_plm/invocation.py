@@ -42,6 +42,15 @@ def command_line(verb: str, argv: Sequence[object]) -> str:
     return shlex.join([*program, *words])
 
 
+def typeable(verb: str, argv: Sequence[object]) -> str:
+    """`command_line` for the working directory: outside of the checkout's root, with the way to its file."""
+    command = command_line(verb, argv)
+    if not _from_checkout() or Path.cwd() == _root():
+        return command
+    file = _FILES.get(verb, _LAUNCHER)
+    return command.replace(file, shlex.quote(os.path.relpath(_root() / file)), 1)
+
+
 def _pretrain_program() -> str:
     processes, nodes = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
     if processes * nodes == 1:
@@ -54,4 +63,8 @@ def _pretrain_program() -> str:
 
 def _from_checkout() -> bool:
     started_as_verb = Path(sys.argv[0]).name.startswith("megatron-plm")
-    return not started_as_verb and (Path(__file__).resolve().parents[1] / _LAUNCHER).is_file()
+    return not started_as_verb and (_root() / _LAUNCHER).is_file()
+
+
+def _root() -> Path:
+    return Path(__file__).resolve().parents[1]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_plm.errors import UserError
-from megatron_plm.files import atomic_directory, atomic_file, publish_directory, replace_symlink
+from megatron_plm.files import atomic_directory, atomic_file, only_writer, publish_directory, replace_symlink
 
 
 def names(folder: Path) -> list[str]:
@@ -105,3 +105,27 @@ def test_a_symlink_moves_in_one_step(tmp_path):
         replace_symlink(tmp_path / "latest", target)
         assert os.readlink(tmp_path / "latest") == target
     assert names(tmp_path) == ["latest"]
+
+
+def test_what_a_killed_writer_left_goes_and_nothing_else(tmp_path):
+    out = tmp_path / "o.[u]t"
+    others = [".o.[u]t.7.json.12.tmp", ".o.ut.12.tmp", ".o.[u]t.tmp", ".o.[u]t.12.tmp2", "o.[u]t.12.tmp", ".x.12.tmp"]
+    for name in (*others, ".o.[u]t.12.tmp", ".o.[u]t.345.old"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".o.[u]t.3.tmp").write_text("a file")
+    with atomic_directory(out):
+        assert not (tmp_path / ".o.[u]t.12.tmp").exists()
+        assert (tmp_path / ".o.[u]t.345.old").exists()  # the only copy of what stood at `out`
+    with atomic_directory(out, force=True):
+        pass
+    assert names(tmp_path) == sorted([*others, "o.[u]t"])
+
+
+def test_a_second_writer_is_refused_and_harms_nothing(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with atomic_directory(out) as aside:
+        (aside / "a").write_text("1")
+        for second in (atomic_directory(out), only_writer(out)):
+            with pytest.raises(UserError, match="another process is writing it at this moment"), second:
+                pytest.fail("must not be entered")
+    assert (names(out.parent), names(out)) == (["out"], ["a"])

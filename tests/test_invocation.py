@@ -8,7 +8,7 @@ import pytest
 
 from megatron_plm import invocation
 from megatron_plm.cli import VERBS
-from megatron_plm.invocation import command_line
+from megatron_plm.invocation import command_line, typeable
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROCESSES = ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", invocation.EXIT_CODE_FILE)
@@ -37,6 +37,20 @@ def test_without_a_checkout_there_are_only_verbs(monkeypatch, tmp_path):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     expected = "torchrun --nproc-per-node 2 -m megatron_plm.training.pretrain --lr 1"
     assert command_line("pretrain", ["--lr", 1]) == expected
+
+
+@pytest.mark.parametrize("verb", ["report", "pretrain"])
+def test_a_command_for_the_working_directory_finds_its_file(verb, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["tools/any.py"])
+    monkeypatch.chdir(REPOSITORY)
+    assert typeable(verb, ["a b"]) == command_line(verb, ["a b"])
+    (tmp_path / "else where").mkdir()
+    monkeypatch.chdir(tmp_path / "else where")
+    *program, argument = shlex.split(typeable(verb, ["a b"]))
+    assert argument == "a b"
+    assert Path(program[-1]).samefile(REPOSITORY / shlex.split(command_line(verb, []))[-1])
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/megatron-plm", verb])
+    assert shlex.split(typeable(verb, ["a b"])) == ["megatron-plm", verb, "a b"]
 
 
 @pytest.mark.parametrize(

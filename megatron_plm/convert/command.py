@@ -18,10 +18,17 @@ from megatron_plm.convert.format import Format
 from megatron_plm.convert.lazy import meta_of
 from megatron_plm.convert.output import CONVERSION_FILE, check_apart, check_replaceable, named
 from megatron_plm.convert.pretrained import FORMATS, detect_format, read_checkpoint
-from megatron_plm.convert.weights import CONTACT_HEAD, DTYPES, INVERSE_FREQUENCIES, Weights
+from megatron_plm.convert.weights import (
+    CONTACT_HEAD,
+    DTYPES,
+    INVERSE_FREQUENCIES,
+    Weights,
+    counting_non_finite,
+    non_finite_warning,
+)
 from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_directory
-from megatron_plm.invocation import command_line
+from megatron_plm.invocation import command_line, typeable
 from megatron_plm.memory import return_freed_memory
 
 _VERB = "convert-checkpoint"
@@ -29,7 +36,7 @@ _EXAMPLE_STRUCTURES = Path("examples/data/structures")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 # Flags that only some formats take, by the names of their arguments.
-_READ_FLAGS = ("trust_pickle",)
+_READ_FLAGS = ("trust_pickle", "tokenizer")
 _WRITE_FLAGS = ("shard_size", "target_tensor_parallel_size")
 
 
@@ -61,6 +68,11 @@ def build_parser() -> ArgumentParser:
         const=True,
         help="--from megatron and fair-esm: let the files name, and so run, any code",
     )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="NAME|FILE",
+        help="vocabulary of an input whose files do not tell it: a tokenizer's name, or a file with a token a line",
+    )
     parser.add_argument("--force", action="store_true", help="replace an output that is a checkpoint directory")
     return parser
 
@@ -80,11 +92,12 @@ def main(argv: Sequence[str]) -> int:
     if target.name == "native" and arguments.dtype != "float32":
         raise UserError(f"--dtype {arguments.dtype}: native checkpoints hold float32 weights, leave --dtype out")
     return_freed_memory()
-    weights = read_checkpoint(source, found, **read_flags)
+    weights, non_finite = counting_non_finite(read_checkpoint(source, found, **read_flags))
     with atomic_directory(output, force=arguments.force) as aside:
         lost = (*weights.notes, *target.write(weights, aside, arguments.dtype, **write_flags))
         record = {"command": command_line(_VERB, argv), "from": found, "to": target.name, "input": str(source)}
-        write_json(aside / CONVERSION_FILE, record)
+        warnings = (*weights.warnings, *non_finite_warning(non_finite))
+        write_json(aside / CONVERSION_FILE, {**record, **({"warnings": warnings} if warnings else {})})
     if weights.has_contact_head and not target.has_contact_head:
         lost = (*lost, f"contact_head.regression: {target.name} has no place for it")
     print(f"wrote {output}: {target.name}, {num_parameters(weights):,} parameters, {arguments.dtype}")
@@ -92,8 +105,10 @@ def main(argv: Sequence[str]) -> int:
         print("read with --trust-pickle: code in the input could run")
     for note in lost:
         print(f"not carried: {note}")
+    for warning in warnings:
+        print(f"warning: {warning}")
     letters = weights.tokenizer.one_letter_a_token
-    print(f"next: {next_command(target.name, output) if letters else command_line('pretrain', ['--help'])}")
+    print(f"next: {next_command(target.name, output) if letters else typeable('pretrain', ['--help'])}")
     return 0
 
 
@@ -113,9 +128,9 @@ def next_command(target: str, output: Path) -> str:
         )
         return f"python -c {shlex.quote(code)}"
     if not _EXAMPLE_STRUCTURES.is_dir():
-        return command_line("tape-train", ["--help"])
+        return typeable("tape-train", ["--help"])
     flags = ["--from_pretrained", output, "--data_dir", _EXAMPLE_STRUCTURES]
-    return command_line("tape-train", ["transformer", "secondary_structure", *flags])
+    return typeable("tape-train", ["transformer", "secondary_structure", *flags])
 
 
 def size_in_bytes(text: str) -> int:

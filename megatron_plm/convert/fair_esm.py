@@ -24,10 +24,9 @@ from megatron_plm.convert.weights import (
     INVERSE_FREQUENCIES,
     Weights,
     export_tensors,
-    import_tensors,
+    import_weights,
 )
 from megatron_plm.errors import UserError
-from megatron_plm.model.layers import RotaryEmbedding
 from megatron_plm.tokenizers import Tokenizer, get_tokenizer
 
 NAME = "fair-esm"
@@ -104,10 +103,7 @@ def read_fair_esm(path: Path, *, trust_pickle: bool = False) -> Weights:
     found = tensors_by_name(content["model"], file)
     stripped = renamed(found, {_PREFIX.sub("", key): key for key in found})
     stripped = joined(stripped, _regression(file, trust_pickle=trust_pickle))
-    tensors = import_tensors(key_map(options, tokenizer), stripped, options, tokenizer, str(file))
-    if INVERSE_FREQUENCIES not in tensors:
-        tensors = joined(tensors, {INVERSE_FREQUENCIES: RotaryEmbedding(options.head_dim).inverse_frequencies})
-    return Weights(options, tokenizer, tensors)
+    return import_weights(key_map(options, tokenizer), stripped, options, tokenizer, str(file))
 
 
 def write_fair_esm(weights: Weights, directory: Path, dtype: str = "float32") -> tuple[str, ...]:

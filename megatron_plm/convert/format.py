@@ -1,7 +1,7 @@
 """What the converters know of a format. A new one is a module with a table, a reader, a writer and its `FORMAT`.
 
 The table (keymap.py) relates names and layouts. The reader checks the configuration and returns the weights with their
-tensors still in the files (weights.import_tensors); the writer takes them one by one (weights.export_tensors).
+tensors still in the files (weights.import_weights); the writer takes them one by one (weights.export_tensors).
 """
 
 from collections.abc import Callable

@@ -22,10 +22,9 @@ from megatron_plm.convert.config_json import (
 )
 from megatron_plm.convert.hf_tokenizer import read_vocabulary, write_letter_tokenizer
 from megatron_plm.convert.keymap import Entry, KeyMap, Transform
-from megatron_plm.convert.lazy import joined
 from megatron_plm.convert.tensor_files import read_tensors, write_safetensors_shards
 from megatron_plm.convert.transforms import chain, gate_rows, neighbour_pairs, split_qkv, vocabulary_rows
-from megatron_plm.convert.weights import INVERSE_FREQUENCIES, Weights, export_tensors, import_tensors
+from megatron_plm.convert.weights import INVERSE_FREQUENCIES, Weights, export_tensors, import_weights
 from megatron_plm.errors import UserError
 from megatron_plm.model.layers import RotaryEmbedding
 from megatron_plm.tokenizers import Tokenizer
@@ -84,12 +83,15 @@ def key_map(options: ModelOptions, rows: Transform) -> KeyMap:
     return KeyMap.build(table, options.num_layers)
 
 
-def read_amplify(directory: Path) -> Weights:
-    """Read such a directory; UserError for anything a model of ours would compute differently."""
+def read_amplify(directory: Path, given: str | None = None) -> Weights:
+    """Read such a directory; UserError for anything a model of ours would compute differently.
+
+    `given` is the --tokenizer of a directory that does not tell it.
+    """
     config = ForeignConfig.read(directory)
     for name, value in _NEEDED.items():  # which are the defaults of their class, too
         config.require(name, value, "only the kind of the published AMPLIFY models can be read", default=value)
-    tokenizer, tokens, notes = read_vocabulary(directory, config, default="amplify")
+    tokenizer, tokens, notes = read_vocabulary(directory, config, given, default="amplify")
     dropout = config.get("dropout_prob", float, 0.0)
     options = ModelOptions(
         **_CARRIED,
@@ -105,9 +107,7 @@ def read_amplify(directory: Path) -> Weights:
     )
     checked(options, config.place)
     table = key_map(options, vocabulary_rows(tokenizer.tokens, tokens))
-    tensors = import_tensors(table, read_tensors(directory), options, tokenizer, str(directory))
-    computed = {INVERSE_FREQUENCIES: RotaryEmbedding(options.head_dim).inverse_frequencies}
-    return Weights(options, tokenizer, joined(tensors, computed), tuple(notes))
+    return import_weights(table, read_tensors(directory), options, tokenizer, str(directory), tuple(notes))
 
 
 def write_amplify(weights: Weights, directory: Path, dtype: str, shard_size: int) -> tuple[str, ...]:

@@ -5,49 +5,45 @@ directory holds; nothing here imports either.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
 from megatron_plm.convert.config_json import CONFIG_JSON, ForeignConfig, write_json
+from megatron_plm.convert.vocabulary import VOCABULARY_FILE, given_vocabulary, tokenizer_of, tokens_listed
 from megatron_plm.errors import JSON_ERRORS, UserError
-from megatron_plm.tokenizers import TOKENIZER_NAMES, Tokenizer, get_tokenizer, token_roles
+from megatron_plm.tokenizers import TOKENIZER_NAMES, Tokenizer, get_tokenizer
 
-VOCABULARY_FILE = "vocab.txt"
 TOKENIZER_JSON = "tokenizer.json"
-
-# What other vocabularies call the five roles, by ESM-2's names.
-_ROLES = {
-    "[PAD]": "<pad>", "[UNK]": "<unk>", "[MASK]": "<mask>", "[CLS]": "<cls>", "<bos>": "<cls>",
-    "[SEP]": "<eos>", "<sep>": "<eos>",
-}  # fmt: skip
 
 
 def read_vocabulary(
-    directory: Path, config: ForeignConfig, *, default: str | None = None
+    directory: Path, config: ForeignConfig, given: str | None = None, *, default: str | None = None
 ) -> tuple[Tokenizer, list[str], list[str]]:
     """The tokenizer of ours with a directory's tokens, these by its names in the directory's order, and notes.
 
     The names of special tokens may differ, as BERT's [CLS] and TAPE's <cls> do. Without files of a tokenizer the tokens
-    are those of `default`, where one is given. Raises UserError for any other vocabulary.
+    are those that --tokenizer, `given`, means, or of `default`, where there is one. Raises UserError for any other
+    vocabulary.
     """
     size = config.get("vocab_size", int)
     path, tokens = _read_tokens(directory)
     notes = []
+    if tokens is not None and given is not None:
+        raise UserError(f"--tokenizer {given}: {path} tells what the rows mean; leave the flag out")
+    if tokens is None and given is not None:
+        path, tokens = Path(given), given_vocabulary(given, default="esm2")[1]
     if tokens is None and default is not None:
         tokens = list(get_tokenizer(default).tokens)
         notes.append(f"{VOCABULARY_FILE}: there is none; the tokens of {default} are assumed, whose number fits")
     if tokens is None:
         raise UserError(
             f"{directory}: has no {VOCABULARY_FILE} and no {TOKENIZER_JSON}, so what its rows mean is unknown; fetch "
-            "the tokenizer's files, too"
+            "the tokenizer's files, too, or convert it with --tokenizer"
         )
-    if len(tokens) == size:
-        for tokenizer in map(get_tokenizer, TOKENIZER_NAMES):
-            named = _by_names_of(tokenizer, tokens)
-            if named is not None:
-                return tokenizer, named, notes
+    found = tokenizer_of(tokens)
+    if found is not None and len(tokens) == size:
+        return *found, notes
     raise UserError(
         f"{path}: {len(tokens)} tokens for a vocab_size of {size} in {CONFIG_JSON}; expected one of the vocabularies "
         f"{', '.join(TOKENIZER_NAMES)}, in any order"
@@ -87,22 +83,13 @@ def write_letter_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: in
     )
 
 
-def _by_names_of(tokenizer: Tokenizer, tokens: Sequence[str]) -> list[str] | None:
-    """The tokens by `tokenizer`'s names, in the same order; None if it has others."""
-    if sorted(tokens) == sorted(tokenizer.tokens):
-        return list(tokens)
-    ours = dict(zip(token_roles(tokenizer), tokenizer.tokens, strict=True))
-    roles = [_ROLES.get(token, token) for token in tokens]
-    return [ours[role] for role in roles] if sorted(roles) == sorted(ours) else None
-
-
 def _read_tokens(directory: Path) -> tuple[Path, list[str] | None]:
     """The tokens by id, with the file they come from; None if there is neither file."""
     path = directory / VOCABULARY_FILE
-    if path.is_file():
-        return path, path.read_text(encoding="utf-8", errors="replace").split()
+    if path.exists():
+        return path, tokens_listed(path)
     path = directory / TOKENIZER_JSON
-    if not path.is_file():
+    if not path.exists():
         return directory / VOCABULARY_FILE, None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -110,7 +97,7 @@ def _read_tokens(directory: Path) -> tuple[Path, list[str] | None]:
         tokens = sorted(ids, key=lambda token: ids[token])
         if sorted(ids.values()) != list(range(len(ids))):
             raise ValueError("its ids are not 0, 1, 2, …")
-    except (*JSON_ERRORS, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *JSON_ERRORS, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: lists no tokens by id ({error}); give a directory with {VOCABULARY_FILE}") from None
     return path, tokens
 

@@ -118,6 +118,16 @@ class KeyMap:
         """Whether keys of ours stand in the table."""
         return {key for entry in self.entries for key in entry.ours}.issuperset(ours)
 
+    def theirs_of(self, ours: Iterable[str]) -> set[str]:
+        """Their keys of the entries with some of these keys of ours."""
+        wanted = set(ours)
+        return {key for entry in self.entries if not wanted.isdisjoint(entry.ours) for key in entry.theirs}
+
+    def without(self, ours: Iterable[str]) -> "KeyMap":
+        """The table without the entries of these keys of ours."""
+        left_out = set(ours)
+        return KeyMap(tuple(entry for entry in self.entries if left_out.isdisjoint(entry.ours)))
+
     def stream(self, tensors: Mapping[str, Tensor], place: str) -> Iterator[tuple[str, Tensor]]:
         """Their names with their tensors, each made of `tensors` when it is asked for; works on the meta device, too.
 

@@ -1,22 +1,22 @@
 """`megatron`: the checkpoints of ProteinLM, and of the Megatron-LM 1 and 2 it was made of (files: megatron_ranks.py).
 
-Key names as in their `model/bert_model.py` and `language_model.py`; ProteinLM's vocabulary, whose rows are padded in
-the files. Read at any number of tensor-parallel ranks and pipeline stages, in all three orders of query_key_value;
-written as version 3.0 without stages.
+Key names as in their `model/bert_model.py` and `language_model.py`. The files do not tell the vocabulary, whose rows
+are padded in them: it is ProteinLM's, unless vocab.txt beside them or --tokenizer say otherwise. Read at any number of
+tensor-parallel ranks and pipeline stages, in all three orders of query_key_value; written as version 3.0, no stages.
 """
 
-import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from megatron_plm.config.options import ModelOptions
-from megatron_plm.convert.config_json import ForeignConfig, checked, require_options
+from megatron_plm.convert.config_json import require_letters, require_options
 from megatron_plm.convert.format import Format
 from megatron_plm.convert.keymap import Entry, KeyMap, module
 from megatron_plm.convert.lazy import compact
+from megatron_plm.convert.megatron_args import VERSION, VOCABULARY_MULTIPLE, args_from, options_from, version_and_args
 from megatron_plm.convert.megatron_ranks import (
     RANK_FILE,
     RELEASE,
@@ -29,18 +29,16 @@ from megatron_plm.convert.megatron_ranks import (
     rank_files,
     read_rank,
     refuse_missing,
-    shared_args,
 )
 from megatron_plm.convert.pickles import write_pickle
 from megatron_plm.convert.transforms import chain, padded_rows, qkv_rows, repeat, vocabulary_rows
-from megatron_plm.convert.weights import DTYPES, Weights, drop_not_carried, export_tensors, import_tensors
+from megatron_plm.convert.vocabulary import VOCABULARY_FILE, given_vocabulary, vocabulary_in
+from megatron_plm.convert.weights import DTYPES, Weights, drop_not_carried, export_tensors, import_weights
 from megatron_plm.errors import JSON_ERRORS, UserError
-from megatron_plm.tokenizers import Tokenizer, get_tokenizer, token_roles
+from megatron_plm.tokenizers import Tokenizer
 
 NAME = "megatron"
-VERSION = 3.0
 _TOKENIZER = "proteinlm"
-_VOCABULARY_MULTIPLE = 128  # of rows that each rank has, --make-vocab-size-divisible-by
 _LARGEST_MULTIPLE = 2**20
 _LAYER = "language_model.transformer.layers.{i}"
 _EMBEDDING_OF_HEAD = "word_embeddings_for_head.weight"  # the last stage's copy, where there are several
@@ -66,14 +64,12 @@ NOT_CARRIED = {
 
 
 def key_map(
-    options: ModelOptions, ours: Tokenizer, *, version: float, tensor_parallel_size: int, vocabulary_rows_stored: int
-) -> KeyMap:
-    """The table for a model of ours with vocabulary `ours`, and their tensors joined over ranks and stages."""
-    theirs = get_tokenizer(_TOKENIZER)
-    rows = chain(
-        vocabulary_rows(token_roles(ours), token_roles(theirs)),
-        padded_rows(theirs.vocab_size, vocabulary_rows_stored),
-    )
+    options: ModelOptions, ours: Tokenizer, theirs: Sequence[str], *, version: float, tensor_parallel_size: int,
+    vocabulary_rows_stored: int,
+) -> KeyMap:  # fmt: skip
+    """The table for a model of ours with vocabulary `ours`, and their tensors joined over ranks and stages, with the
+    rows of the tokens `theirs`."""
+    rows = chain(vocabulary_rows(ours.tokens, theirs), padded_rows(len(theirs), vocabulary_rows_stored))
     embedding = "language_model.embedding"
     block = "encoder.blocks.{i}"
     qkv = qkv_rows(version, tensor_parallel_size, options.num_attention_heads)
@@ -99,14 +95,15 @@ def key_map(
     return KeyMap.build(table, options.num_layers)
 
 
-def read_megatron(path: Path, *, trust_pickle: bool = False) -> Weights:
-    """Read a checkpoint's folder, one iteration's, or the file of a single rank; the model has ProteinLM's vocabulary.
+def read_megatron(path: Path, *, trust_pickle: bool = False, tokenizer: str | None = None) -> Weights:
+    """Read a checkpoint's folder, one iteration's, or the file of a single rank.
 
+    Its vocabulary is the one that `tokenizer` means, or vocab.txt beside the tracker, or else ProteinLM's.
     `trust_pickle` lets the files name more than tensors, plain values and records: then they can run any code.
     """
     folder, files = _rank_files(path)
     stages = [[read_rank(file, trust_pickle=trust_pickle) for file in ranks] for ranks in files]
-    version, args = _version_and_args(stages, files, str(path))
+    version, args = version_and_args(stages, files, str(path))
     size = "model_parallel_size" if version < VERSION else "tensor_model_parallel_size"
     num_stages = args.get("pipeline_model_parallel_size", int, len(stages))
     num_ranks = args.get(size, int, len(stages[0]))
@@ -115,13 +112,14 @@ def read_megatron(path: Path, *, trust_pickle: bool = False) -> Weights:
             raise UserError(f"{path}: is one of {num_stages * num_ranks} ranks; give the folder that holds all of them")
         refuse_missing(folder, expected_files(folder, num_stages, num_ranks))
         raise UserError(f"{folder}: holds more ranks than the {num_stages * num_ranks} of its args; remove the others")
-    options = _options_from(args)
+    ours, tokens = _vocabulary(folder, tokenizer)
+    options = options_from(args, ours)
     if options.num_attention_heads % num_ranks:
         raise UserError(
             f"{args.place} have {options.num_attention_heads} heads for {num_ranks} ranks, which cannot share them; "
             "fetch the checkpoint again"
         )
-    multiple = args.get("make_vocab_size_divisible_by", int, _VOCABULARY_MULTIPLE)
+    multiple = args.get("make_vocab_size_divisible_by", int, VOCABULARY_MULTIPLE)
     if not 1 <= multiple <= _LARGEST_MULTIPLE:
         raise UserError(
             f"{args.place}: make_vocab_size_divisible_by is {multiple}; expected 1 to {_LARGEST_MULTIPLE}; fetch the "
@@ -129,15 +127,15 @@ def read_megatron(path: Path, *, trust_pickle: bool = False) -> Weights:
         )
     models = [[rank["model"] for rank in ranks] for ranks in stages]
     tensors, dropped = drop_not_carried(join_ranks(models, files), NOT_CARRIED)
-    tokenizer = get_tokenizer(_TOKENIZER)
     table = key_map(
         options,
-        tokenizer,
+        ours,
+        tokens,
         version=version,
         tensor_parallel_size=num_ranks,
-        vocabulary_rows_stored=_padded(tokenizer.vocab_size, multiple * num_ranks),
+        vocabulary_rows_stored=_padded(len(tokens), multiple * num_ranks),
     )
-    return Weights(options, tokenizer, import_tensors(table, tensors, options, tokenizer, str(path)), dropped)
+    return import_weights(table, tensors, options, ours, str(path), dropped)
 
 
 def write_megatron(
@@ -149,26 +147,34 @@ def write_megatron(
     """
     options, tokenizer, num_ranks = weights.options, weights.tokenizer, target_tensor_parallel_size
     require_options(options, _CARRIED, NAME)
-    if tokenizer.sha256 != get_tokenizer(_TOKENIZER).sha256:
-        raise UserError(
-            f"--to {NAME}: the model's vocabulary is {tokenizer.name}, and the format's is {_TOKENIZER}; --to native "
-            "keeps it"
-        )
+    require_letters(tokenizer, NAME)
     for name, count in (("attention heads", options.num_attention_heads), ("feed-forward features", options.ffn_size)):
         if num_ranks < 1 or count % num_ranks:
             raise UserError(
                 f"--target-tensor-parallel-size {num_ranks}: does not divide the model's {count} {name}; give a number "
                 "that does"
             )
-    rows = _padded(tokenizer.vocab_size, _VOCABULARY_MULTIPLE * num_ranks)
-    table = key_map(options, tokenizer, version=VERSION, tensor_parallel_size=num_ranks, vocabulary_rows_stored=rows)
-    args = _args_from(options, dtype, num_ranks, rows)
+    rows = _padded(tokenizer.vocab_size, VOCABULARY_MULTIPLE * num_ranks)
+    table = key_map(
+        options, tokenizer, tokenizer.tokens, version=VERSION, tensor_parallel_size=num_ranks,
+        vocabulary_rows_stored=rows,
+    )  # fmt: skip
+    args = args_from(options, DTYPES[dtype], num_ranks, rows)
     for rank, path in enumerate(expected_files(directory / RELEASE, 1, num_ranks)):
         path.parent.mkdir(parents=True)
         state = {"args": args, "checkpoint_version": VERSION, "iteration": 0}
         write_pickle({**state, "model": nested(_parts_of_rank(table, weights, dtype, rank, num_ranks))}, path)
+    (directory / VOCABULARY_FILE).write_text("\n".join(tokenizer.tokens) + "\n", encoding="utf-8")
     (directory / TRACKER_FILE).write_text(RELEASE, encoding="utf-8")
     return ()
+
+
+def _vocabulary(folder: Path | None, given: str | None) -> tuple[Tokenizer, list[str]]:
+    """The vocabulary of the checkpoint with its ranks in `folder`, and its tokens in the order of the rows."""
+    beside = None if folder is None else folder.parent / VOCABULARY_FILE
+    if given is None and beside is not None and beside.exists():
+        return vocabulary_in(beside)
+    return given_vocabulary(given, _TOKENIZER)
 
 
 def _parts_of_rank(table: KeyMap, weights: Weights, dtype: str, rank: int, num_ranks: int) -> dict[str, Tensor]:
@@ -222,75 +228,6 @@ def _iteration_folder(path: Path) -> Path | None:
     return folder
 
 
-def _version_and_args(
-    stages: list[list[dict[str, Any]]], files: list[list[Path]], place: str
-) -> tuple[float, ForeignConfig]:
-    """The checkpoint's version and the arguments of the command that trained it; UserError if the ranks disagree."""
-    ranks = [rank for stage in stages for rank in stage]
-    for name in ("checkpoint_version", "iteration"):
-        found = sorted({str(rank.get(name)) for rank in ranks})
-        if len(found) > 1:
-            raise UserError(f"{place}: its ranks have {name} {' and '.join(found)}; copy all ranks of one iteration")
-    version = ranks[0].get("checkpoint_version", 0)
-    is_number = isinstance(version, int | float) and not isinstance(version, bool)
-    if not is_number or not (version in (0, 1) or 2 <= version <= VERSION):
-        raise UserError(f"{place}: has checkpoint_version {version!r}; expected 0, 1, or 2 to {VERSION}")
-    return version, ForeignConfig(shared_args(stages, files), f"{place}: args")
-
-
-def _options_from(args: ForeignConfig) -> ModelOptions:
-    args.require("apply_residual_connection_post_layernorm", False, "pre-LN models only can be read", default=False)
-    args.require("openai_gelu", False, "the heads here have the exact GELU", default=False)
-    num_layers, hidden_size = args.get("num_layers", int), args.get("hidden_size", int)
-    args.require("num_unique_layers", num_layers, "each layer here has weights of its own", default=num_layers)
-    inner_size = args.get("ffn_hidden_size", int, 4 * hidden_size)
-    options = ModelOptions(
-        tokenizer=_TOKENIZER,
-        num_layers=num_layers,
-        hidden_size=hidden_size,
-        num_attention_heads=args.get("num_attention_heads", int),
-        ffn_hidden_size=None if inner_size == 4 * hidden_size else inner_size,
-        layernorm_epsilon=args.get("layernorm_epsilon", float),
-        position_embedding_type="learned_absolute",
-        max_position_embeddings=args.get("max_position_embeddings", int),
-        # The fused kernel, which is on unless it was switched off, has the tanh form.
-        activation="gelu_tanh" if args.get("bias_gelu_fusion", bool, True) else "gelu",
-        hidden_dropout=args.get("hidden_dropout", float, 0.0),
-        attention_dropout=args.get("attention_dropout", float, 0.0),
-        token_dropout=False,
-        init_method_std=args.get("init_method_std", float, 0.02),
-    )
-    return checked(options, args.place)
-
-
-def _args_from(options: ModelOptions, dtype: str, num_ranks: int, rows: int) -> argparse.Namespace:
-    """What `_options_from` reads, and what Megatron-LM compares with its own arguments when it loads."""
-    return argparse.Namespace(
-        num_layers=options.num_layers,
-        hidden_size=options.hidden_size,
-        ffn_hidden_size=options.ffn_size,
-        num_attention_heads=options.num_attention_heads,
-        max_position_embeddings=options.max_position_embeddings,
-        layernorm_epsilon=options.layernorm_epsilon,
-        apply_residual_connection_post_layernorm=False,
-        openai_gelu=False,
-        onnx_safe=None,
-        bias_gelu_fusion=options.activation == "gelu_tanh",
-        hidden_dropout=options.hidden_dropout,
-        attention_dropout=options.attention_dropout,
-        init_method_std=options.init_method_std,
-        make_vocab_size_divisible_by=_VOCABULARY_MULTIPLE,
-        padded_vocab_size=rows,
-        tokenizer_type="BertWordPieceLowerCase",
-        tensor_model_parallel_size=num_ranks,
-        pipeline_model_parallel_size=1,
-        params_dtype=DTYPES[dtype],
-        fp16=dtype == "float16",
-        consumed_train_samples=0,
-        consumed_valid_samples=0,
-    )
-
-
 def _padded(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
@@ -302,6 +239,6 @@ FORMAT = Format(
     read=read_megatron,
     write=write_megatron,
     looks_like=f"{TRACKER_FILE}, or mp_rank_* folders with {RANK_FILE}",
-    read_flags=("trust_pickle",),
+    read_flags=("trust_pickle", "tokenizer"),
     write_flags=("target_tensor_parallel_size",),
 )

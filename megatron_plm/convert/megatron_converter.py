@@ -19,10 +19,10 @@ from megatron_plm.convert.keymap import check_keys
 from megatron_plm.convert.megatron import FORMAT
 from megatron_plm.convert.pickles import read_pickle, tensors_by_name, write_pickle
 from megatron_plm.convert.pretrained import read_checkpoint
-from megatron_plm.convert.tape import fork_config, fork_tensors
-from megatron_plm.convert.weights import DTYPES, Weights
+from megatron_plm.convert.proteinlm_tape import fork_config, fork_tensors
+from megatron_plm.convert.weights import DTYPES, Weights, counting_non_finite, non_finite_warning
 from megatron_plm.errors import UserError
-from megatron_plm.files import atomic_file
+from megatron_plm.files import atomic_file, only_writer, write_errors_told
 
 
 def build_parser() -> ArgumentParser:
@@ -59,7 +59,9 @@ def main(argv: Sequence[str]) -> int:
     """Convert as `argv` says, and print what was written and what is not carried."""
     arguments = build_parser().parse(argv)
     out, config_file = arguments.out, arguments.out.parent / CONFIG_JSON
-    if out.is_dir() or (out.exists() and not arguments.force):
+    if out.name == CONFIG_JSON:
+        raise UserError(f"--out {out}: is the name of the configuration, which is written beside it; give another file")
+    if out.is_dir() or (out.exists() and not (arguments.force and out.is_file())):
         raise UserError(f"--out {out}: exists already; give another file, or --force to replace a file")
     if not arguments.src.exists():
         raise UserError(f"--src {arguments.src}: does not exist; give a Megatron-LM checkpoint")
@@ -68,12 +70,12 @@ def main(argv: Sequence[str]) -> int:
         if out.exists() and path and path.exists() and (out.samefile(path) or place.is_relative_to(path.resolve())):
             raise UserError(f"--out {out}: is read, as --{flag} {path} or in it, so --force does not replace it")
     flags = {"trust_pickle": True} if arguments.trust_pickle else {}
-    weights = read_checkpoint(arguments.src, FORMAT.name, **flags)
+    weights, non_finite = counting_non_finite(read_checkpoint(arguments.src, FORMAT.name, **flags))
     _check_shape(arguments, weights)
     tensors, lost = fork_tensors(weights, arguments.dtype)
     if arguments.dst is not None:
         tensors = _like_template(tensors, arguments.dst, DTYPES[arguments.dtype])
-    with atomic_file(out) as aside:
+    with write_errors_told(out), only_writer(out), atomic_file(out) as aside:
         write_pickle(tensors, aside, zipped=False)  # the fork's own environment has torch 1.4
     print(f"wrote {out}: {sum(tensor.numel() for tensor in tensors.values()):,} values, {arguments.dtype}")
     if not config_file.exists():
@@ -82,6 +84,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"wrote {config_file}")
     for note in (*weights.notes, *lost):
         print(f"not carried: {note}")
+    for warning in (*weights.warnings, *non_finite_warning(non_finite)):
+        print(f"warning: {warning}")
     return 0
 
 

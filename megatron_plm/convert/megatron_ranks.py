@@ -22,6 +22,7 @@ from torch import Tensor
 from megatron_plm.convert.keymap import listed
 from megatron_plm.convert.lazy import LazyTensors
 from megatron_plm.convert.pickles import PLAIN_RECORDS, read_pickle
+from megatron_plm.convert.transforms import same_values
 from megatron_plm.errors import UserError
 
 TRACKER_FILE = "latest_checkpointed_iteration.txt"
@@ -153,7 +154,7 @@ def join_ranks(stages: Sequence[Sequence[Mapping[str, Any]]], files: Sequence[Se
     def read(name: str) -> Tensor:
         number, key, parts = whole[name]
         for part, file in zip(parts, files[number], strict=True):
-            if _split_dim(name) is None and not _same_values(part, parts[0]):
+            if _split_dim(name) is None and not same_values(part, parts[0]):
                 raise UserError(
                     f"{file}: {key} has other values than in {files[number][0]}, and all ranks have the whole of it; "
                     "copy all ranks of one iteration"
@@ -176,10 +177,6 @@ def _check_like_first(part: Mapping[str, Tensor], first: Mapping[str, Tensor], f
 
 def _described(tensor: Tensor | None) -> str:
     return "absent" if tensor is None else f"{list(tensor.shape)} of {tensor.dtype}"
-
-
-def _same_values(one: Tensor, other: Tensor) -> bool:
-    return one is other or torch.equal(one, other) or torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def part_of_rank(name: str, tensor: Tensor, rank: int, num_ranks: int) -> Tensor:

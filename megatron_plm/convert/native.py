@@ -36,6 +36,7 @@ from megatron_plm.convert.weights import (
     CONTACT_HEAD,
     Weights,
     as_float32,
+    check_contact_head,
     config_of,
     contact_head_shapes,
     native_shapes,
@@ -63,6 +64,7 @@ def read_native(path: Path) -> Weights:
         if key.startswith(_MODEL) and isinstance(entry, TensorStorageMetadata)
     }
     check_keys(meta, set(expected), set(CONTACT_HEAD), str(directory))
+    check_contact_head(meta, CONTACT_HEAD, str(directory))
     check_shapes({name: tensor.shape for name, tensor in meta.items()}, expected, str(directory))
     _check_files(directory, reader.known)
 

@@ -32,11 +32,11 @@ def check_replaceable(output: Path, *, force: bool) -> None:
 
 def check_apart(source: Path, source_format: str, output: Path) -> None:
     """UserError if replacing `output` would delete files that reading `source` takes, or if it lies among them."""
-    place = output.resolve()
+    place = _real(output)
     checkpoint = _checkpoint_read(source, source_format)
     if any(path.is_relative_to(place) for start in (source, checkpoint) for path in _paths_of(start)):
         raise UserError(f"{output} holds the input {source}, so --force does not delete it; give another --output")
-    if checkpoint.is_dir() and place.is_relative_to(checkpoint.resolve()):
+    if checkpoint.is_dir() and place.is_relative_to(_real(checkpoint)):
         raise UserError(f"{output} lies in the checkpoint {checkpoint}, the input; give an --output outside of it")
 
 
@@ -65,11 +65,16 @@ def _checkpoint_read(source: Path, source_format: str) -> Path:
 
 def _paths_of(start: Path) -> Iterator[Path]:
     """Where `start` lies, and where its links lead; with its files, if it is a checkpoint's directory."""
-    yield start.parent.resolve() / start.name
-    yield start.resolve()
+    yield _real(start.parent) / start.name
+    yield _real(start)
     # What lies beside a file may belong to it, as fair-esm's contact head does.
     beside = start.parent.glob(f"{start.stem}*") if start.is_file() else start.glob("*")
     for path in beside:
-        yield path.resolve()
+        yield _real(path)
         if path.is_dir() and path.name.startswith("mp_rank_"):
-            yield from (file.resolve() for file in path.iterdir())
+            yield from (_real(file) for file in path.iterdir())
+
+
+def _real(path: Path) -> Path:
+    """The path without links; of a link that leads to itself as far as it leads, where Path.resolve fails."""
+    return Path(os.path.realpath(path))

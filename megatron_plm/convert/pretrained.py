@@ -1,10 +1,11 @@
 """Which formats there are, which one a path holds, and a model from any of them."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_plm.config.options import ModelOptions
-from megatron_plm.convert import fair_esm, huggingface, megatron, native, stock_tape, tape
+from megatron_plm.convert import fair_esm, huggingface, megatron, native, proteinlm_tape, tape
 from megatron_plm.convert.config_json import CONFIG_JSON, model_type_of
 from megatron_plm.convert.weights import Weights
 from megatron_plm.errors import UserError
@@ -12,7 +13,7 @@ from megatron_plm.model.heads import ContactHead
 from megatron_plm.model.transformer import MaskedLanguageModel
 from megatron_plm.tokenizers import Tokenizer
 
-_MODULES = (native, megatron, huggingface, stock_tape, tape, fair_esm)  # in the order in which they look at a path
+_MODULES = (native, megatron, huggingface, tape, proteinlm_tape, fair_esm)  # in the order in which they look at a path
 FORMATS = {module.FORMAT.name: module.FORMAT for module in _MODULES}
 
 
@@ -28,8 +29,13 @@ class Pretrained:
 
 
 def load_pretrained(path: Path) -> Pretrained:
-    """Load a model from a checkpoint of any of `FORMATS`; UserError if it is of none or cannot be read."""
+    """Load a model from a checkpoint of any of `FORMATS`; UserError if it is of none or cannot be read.
+
+    What a user must know before relying on it is printed to standard error.
+    """
     weights = read_checkpoint(path, detect_format(path))
+    for warning in weights.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     return Pretrained(weights.build(), weights.options, weights.tokenizer, weights.build_contact_head())
 
 
@@ -60,5 +66,5 @@ def detect_format(path: Path) -> str:
             f"{path / CONFIG_JSON}: has no model_type, and the weights beside it have the names of neither stock TAPE "
             "nor ProteinLM's fork of it; give a checkpoint of a format that can be read"
         )
-    known = ", ".join(map(repr, (*huggingface.MODEL_TYPES, tape.MODEL_TYPE)))
+    known = ", ".join(map(repr, (*huggingface.MODEL_TYPES, proteinlm_tape.MODEL_TYPE)))
     raise UserError(f"{path / CONFIG_JSON}: the model_type is {model_type!r}; models that can be read have {known}")

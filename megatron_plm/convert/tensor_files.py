@@ -41,9 +41,23 @@ def read_tensors(directory: Path) -> Mapping[str, Tensor]:
     raise UserError(f"{directory}: no weights; expected {SAFETENSORS_FILE} or {PYTORCH_FILE} beside its configuration")
 
 
+# The pickle that was last looked into, by its path, time and size, until it is read: one of torch before 1.6 is read
+# whole each time.
+_looked_into: dict[tuple[Path, int, int], Mapping[str, Tensor]] = {}
+
+
 def holds_tensor(directory: Path, *names: str) -> bool:
     """Whether a model directory has a tensor of one of these names; UserError as of `read_tensors`."""
-    return not read_tensors(directory).keys().isdisjoint(names)
+    tensors = read_tensors(directory)
+    path = directory / PYTORCH_FILE
+    if isinstance(tensors, dict) and path.is_file():
+        _looked_into[_state(path)] = tensors
+    return not tensors.keys().isdisjoint(names)
+
+
+def _state(path: Path) -> tuple[Path, int, int]:
+    stat = path.stat()
+    return path.resolve(), stat.st_mtime_ns, stat.st_size
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -127,7 +141,9 @@ def _shards_of(meta: Mapping[str, Tensor], shard_size: int) -> Iterator[list[str
 
 
 def _read_pytorch(path: Path) -> dict[str, Tensor]:
-    return tensors_by_name(read_pickle(path), path)
+    found = _looked_into.get(_state(path))
+    _looked_into.clear()
+    return tensors_by_name(read_pickle(path), path) if found is None else dict(found)
 
 
 def _read_safetensors(path: Path) -> LazyTensors:

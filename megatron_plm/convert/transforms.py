@@ -69,11 +69,16 @@ def repeat(count: int) -> Transform:
         return [tensor.clone() for _ in range(count)]  # safetensors stores no memory twice
 
     def collapse(tensors: list[Tensor]) -> list[Tensor]:
-        if not tensors[0].is_meta and any(not torch.equal(tensors[0], other) for other in tensors[1:]):
+        if not tensors[0].is_meta and not all(same_values(tensors[0], other) for other in tensors[1:]):
             raise ValueError("they must be equal, since the model here has one tensor for them, but they differ")
         return tensors[:1]
 
     return Transform(forward=spread, backward=collapse)
+
+
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape are equal, NaN where the other has NaN."""
+    return one is other or torch.equal(one, other) or torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def vocabulary_rows(ours: Sequence[str], theirs: Sequence[str]) -> Transform:

@@ -4,23 +4,26 @@ The tensors of a checkpoint stay in its files until they are asked for. What nam
 before any is read.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from megatron_plm.config.options import Config, DataOptions, ModelOptions
-from megatron_plm.convert.keymap import KeyMap, check_keys, check_shapes
-from megatron_plm.convert.lazy import LazyTensors, empty_meta, meta_of, renamed
+from megatron_plm.convert.keymap import KeyMap, check_keys, check_shapes, listed
+from megatron_plm.convert.lazy import LazyTensors, empty_meta, joined, meta_of, renamed
 from megatron_plm.errors import UserError
-from megatron_plm.model.heads import ContactHead
+from megatron_plm.model.heads import ContactHead, MaskedLanguageModelHead
+from megatron_plm.model.initialize import initialize
+from megatron_plm.model.layers import RotaryEmbedding
 from megatron_plm.model.transformer import MaskedLanguageModel
 from megatron_plm.tokenizers import Tokenizer
 
 INVERSE_FREQUENCIES = "encoder.rotary.inverse_frequencies"
 # Of a checkpoint that comes from a published ESM-2: no model here is trained with one, and none holds it.
 CONTACT_HEAD = ("contact_head.regression.weight", "contact_head.regression.bias")
+_HEAD = "head"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -30,13 +33,14 @@ class Weights:
 
     `tensors` are those of the model's `state_dict`, float32, by name, in memory or in the files of a checkpoint, and
     beside them those of CONTACT_HEAD, where the source has them; `notes` are sentences on what the source held that is
-    not carried.
+    not carried, `warnings` on what a user must know before relying on the model.
     """
 
     options: ModelOptions
     tokenizer: Tokenizer
     tensors: Mapping[str, Tensor]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def build(self) -> MaskedLanguageModel:
         """A model of these options that owns these tensors' values."""
@@ -92,21 +96,85 @@ def contact_head_shapes(options: ModelOptions) -> dict[str, torch.Size]:
     return {f"contact_head.{name}": tensor.shape for name, tensor in head.state_dict().items()}
 
 
-def import_tensors(
-    key_map: KeyMap, tensors: Mapping[str, Tensor], options: ModelOptions, tokenizer: Tokenizer, place: str
-) -> LazyTensors:
-    """Their tensors as ours, float32; UserError for missing, unknown, misshapen or ill-typed ones, before any is read.
+def import_weights(
+    key_map: KeyMap,
+    tensors: Mapping[str, Tensor],
+    options: ModelOptions,
+    tokenizer: Tokenizer,
+    place: str,
+    notes: tuple[str, ...] = (),
+) -> Weights:
+    """A model of their tensors; UserError for missing, unknown, misshapen or ill-typed ones, before any is read.
 
-    What only values tell, as that two tensors are equal, is told when they are read.
+    What only values tell, as that two tensors are equal, is told when they are read. Rotary frequencies that they do
+    not have are computed. If they have nothing of a language model's head, it has the values that training begins with.
     """
     ours = native_shapes(options, tokenizer)
+    warnings: tuple[str, ...] = ()
+    head = {name for name in ours if name.startswith(f"{_HEAD}.")}
+    has_head = not key_map.theirs_of(head).isdisjoint(tensors)
+    if not has_head:
+        warnings = (
+            f"{place} has no language-model head, so it gets initial values: scores and predicted residues mean "
+            "nothing until it is trained; embeddings and fine-tuning do not use it",
+        )
+        key_map = key_map.without(head)
+        ours = {name: shape for name, shape in ours.items() if name not in head}
     if key_map.knows(CONTACT_HEAD):
         ours.update(contact_head_shapes(options))
+        check_contact_head(tensors, sorted(key_map.theirs_of(CONTACT_HEAD)), place)
     expected = key_map.shapes(ours)
     optional = {key for entry in key_map.entries for key in entry.optional}
     check_keys(tensors, set(expected), optional, place)
     check_shapes({key: tensor.shape for key, tensor in meta_of(tensors).items()}, expected, place)
-    return key_map.inverse.lazy(as_float32(tensors, place), place)
+    found = key_map.inverse.lazy(as_float32(tensors, place), place)
+    supplied = {} if has_head else _initial_head(options, tokenizer)
+    if INVERSE_FREQUENCIES in ours and INVERSE_FREQUENCIES not in found:
+        supplied[INVERSE_FREQUENCIES] = RotaryEmbedding(options.head_dim).inverse_frequencies
+    return Weights(options, tokenizer, joined(found, supplied), notes, warnings)
+
+
+def check_contact_head(names: Iterable[str], both: Sequence[str], place: str) -> None:
+    """Raise UserError if of `both` tensors of the contact head `place` has one only."""
+    present = set(names).intersection(both)
+    if len(present) == 1:
+        (absent,) = set(both) - present
+        raise UserError(
+            f"{place}: has {present.pop()} and no {absent}, one half of a contact head; fetch the other half, or "
+            "remove this one"
+        )
+
+
+def _initial_head(options: ModelOptions, tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """The head that a training from seed 0 begins with."""
+    module = torch.nn.ModuleDict({_HEAD: MaskedLanguageModelHead(options, tokenizer.vocab_size)})
+    initialize(module, options, seed=0)
+    return module.state_dict()
+
+
+def counting_non_finite(weights: Weights) -> tuple[Weights, dict[str, int]]:
+    """The weights, and how many values of a tensor are NaN or infinite, by its name, filled in as tensors are read."""
+    counts: dict[str, int] = {}
+
+    def read(name: str) -> Tensor:
+        tensor = weights.tensors[name]
+        if not tensor.sum().isfinite():  # takes no memory, as a look at each value would
+            count = int((~tensor.isfinite()).sum())
+            if count:  # else the sum is too large
+                counts[name] = count
+        return tensor
+
+    return replace(weights, tensors=LazyTensors(meta_of(weights.tensors), read)), counts
+
+
+def non_finite_warning(counts: Mapping[str, int]) -> tuple[str, ...]:
+    """What to say of the counts of `counting_non_finite`, if anything."""
+    if not counts:
+        return ()
+    total, names = sum(counts.values()), sorted(counts, key=lambda name: -counts[name])
+    shown = listed([f"{name} ({counts[name]})" for name in names])
+    values = "value is" if total == 1 else "values are"
+    return (f"{total} {values} NaN or infinite, converted as {'it is' if total == 1 else 'they are'}: {shown}",)
 
 
 def export_tensors(key_map: KeyMap, weights: Weights, dtype: str, *, leave_out: tuple[str, ...] = ()) -> Export:

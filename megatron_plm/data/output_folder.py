@@ -4,13 +4,13 @@ import contextlib
 import glob
 import secrets
 import shlex
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_plm.data.indexed import DatasetPaths
 from megatron_plm.errors import UserError
 from megatron_plm.files import Busy, exclusive
+from megatron_plm.files import remove as remove_any
 
 _TOKEN_BYTES = 4  # random part of a temporary name
 
@@ -77,7 +77,4 @@ def held_prefix(paths: DatasetPaths) -> Iterator[None]:
 def _remove_leftovers(paths: DatasetPaths) -> None:
     for name in (*(path.name for path in in_order(paths)), f"{paths.bin.stem}.work"):
         for leftover in paths.bin.parent.glob(glob.escape(name) + "." + "[0-9a-f]" * (2 * _TOKEN_BYTES) + ".tmp"):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
+            remove_any(leftover)

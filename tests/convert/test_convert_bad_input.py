@@ -1,25 +1,21 @@
 """What tools/convert_checkpoint.py says of inputs that are wrong or damaged: one sentence, and no output."""
 
-import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from convert_sample import SAMPLE, convert, random_weights, written
 from harmful_pickle import Calls
+from peer_comparison import change_config
 from safetensors.torch import load_file, save_file
 
 from megatron_plm.convert.huggingface import write_huggingface
 from megatron_plm.convert.pretrained import FORMATS, load_pretrained
-from megatron_plm.convert.tape import write_proteinlm_tape
+from megatron_plm.convert.proteinlm_tape import write_proteinlm_tape
 from megatron_plm.errors import UserError
-
-
-def edit_config(directory: Path, **fields: object) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
 def edit_tensors(directory: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -62,21 +58,21 @@ BAD_HUGGINGFACE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no configuration": (lambda d: (d / "config.json").unlink(), "holds no checkpoint"),
     "a configuration that is no JSON": (lambda d: cut(d / "config.json", 40), "config.json: not valid JSON"),
     "a configuration that is a list": (lambda d: (d / "config.json").write_text("[]"), "expected a JSON object"),
-    "another architecture": (lambda d: edit_config(d, model_type="t5"), "the model_type is 't5'"),
+    "another architecture": (lambda d: change_config(d, model_type="t5"), "the model_type is 't5'"),
     "a configuration without model_type": (
-        lambda d: edit_config(d, model_type=None),
+        lambda d: change_config(d, model_type=None),
         "the names of neither stock TAPE nor ProteinLM's fork",
     ),
     "a huge size that the heads do not share": (
-        lambda d: edit_config(d, hidden_size=2**40, num_attention_heads=12),
+        lambda d: change_config(d, hidden_size=2**40, num_attention_heads=12),
         "--num-attention-heads 12; head counts that do: 4, 8, 16",
     ),
     "an integer beyond all floats": (
-        lambda d: edit_config(d, layer_norm_eps=10**400),
+        lambda d: change_config(d, layer_norm_eps=10**400),
         "layer_norm_eps is an integer beyond the range of a float",
     ),
     "an infinite epsilon": (
-        lambda d: edit_config(d, layer_norm_eps=float("inf")),
+        lambda d: change_config(d, layer_norm_eps=float("inf")),
         "--layernorm-epsilon must be finite, not inf",
     ),
     "an index of shards that names no file": (
@@ -86,6 +82,57 @@ BAD_HUGGINGFACE: dict[str, tuple[Callable[[Path], object], str]] = {
         "model.safetensors.index.json: cannot be read (weight_map names what is no file)",
     ),
     "another vocabulary": (lambda d: (d / "vocab.txt").write_text("A\nC\n"), "2 tokens for a vocab_size of 33"),
+    "a vocab.txt that is a folder": (
+        lambda d: ((d / "vocab.txt").unlink(), (d / "vocab.txt").mkdir()),
+        "vocab.txt: cannot be read: Is a directory",
+    ),
+    "a tokenizer.json that is a folder": (
+        lambda d: ((d / "vocab.txt").unlink(), (d / "tokenizer.json").mkdir()),
+        "tokenizer.json: lists no tokens by id",
+    ),
+    "a config.json that is a folder": (
+        lambda d: ((d / "config.json").unlink(), (d / "config.json").mkdir()),
+        "holds no checkpoint",
+    ),
+    **{
+        f"half a contact head, its {kind}": (
+            lambda d, kind=kind, shape=shape: edit_tensors(
+                d, lambda t: t.update({f"esm.contact_head.regression.{kind}": torch.ones(shape)})
+            ),
+            f"has esm.contact_head.regression.{kind} and no esm.contact_head.regression.{other}, one half",
+        )
+        for kind, other, shape in (("weight", "bias", (1, 6)), ("bias", "weight", (1,)))
+    },
+    "an index that names a missing shard": (
+        lambda d: (
+            (d / "model.safetensors").unlink(),
+            (d / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'
+            ),
+        ),
+        "shard model-00001-of-00002.safetensors, which model.safetensors.index.json lists, is missing",
+    ),
+    "weights that are a link to itself": (
+        lambda d: ((d / "model.safetensors").unlink(), (d / "model.safetensors").symlink_to("model.safetensors")),
+        "no weights; expected model.safetensors",
+    ),
+    "weights that are a folder": (
+        lambda d: ((d / "model.safetensors").unlink(), (d / "model.safetensors").mkdir()),
+        "no weights; expected model.safetensors",
+    ),
+    "a header of safetensors that promises more than there is": (
+        lambda d: (d / "model.safetensors").write_bytes((2**40).to_bytes(8, "little") + b"{}"),
+        "model.safetensors: cannot be read",
+    ),
+    "an empty configuration": (lambda d: (d / "config.json").write_bytes(b""), "config.json: not valid JSON"),
+    "a configuration in other bytes": (lambda d: (d / "config.json").write_bytes(b"\xff\xfe{}"), "not valid JSON"),
+    "no layers": (lambda d: change_config(d, num_hidden_layers=0), "num-layers"),
+    "less than no layers": (lambda d: change_config(d, num_hidden_layers=-1), "num-layers"),
+    "a truth for a number": (lambda d: change_config(d, hidden_size=True), "hidden_size is true"),
+    "a vocabulary with a token twice": (
+        lambda d: (d / "vocab.txt").write_text((d / "vocab.txt").read_text().replace("Z", "O")),
+        "33 tokens for a vocab_size of 33",
+    ),
     "a pickle of other things": (lambda d: pickled(d, {"weights": [1, 2]}), "expected tensors by name"),
 }
 
@@ -170,3 +217,18 @@ def test_an_input_that_is_nothing_is_named(tmp_path: Path, capsys: pytest.Captur
     for name, sentence in (("file", "is a file"), ("absent", "does not exist"), ("empty", "holds no checkpoint")):
         assert convert("native", "huggingface", tmp_path / name, tmp_path / "out") == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_half_a_contact_head_of_fair_esm_and_of_a_native_checkpoint_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = random_weights()
+    half = replace(weights, tensors={**weights.tensors, "contact_head.regression.weight": torch.ones(1, 6)})
+    sentence = "has contact_head.regression.weight and no contact_head.regression.bias, one half of a contact head"
+    source = written(weights, "fair-esm", tmp_path / "fair-esm")
+    torch.save({"model": {"contact_head.regression.weight": torch.ones(1, 6)}}, source / "esm2-contact-regression.pt")
+    written(half, "native", tmp_path / "native")
+    for name in ("fair-esm", "native"):
+        assert convert(name, "huggingface", tmp_path / name, tmp_path / "out") == 2
+        assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

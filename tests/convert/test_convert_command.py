@@ -1,6 +1,7 @@
 """tools/convert_checkpoint.py: what a user sees, and what is left behind."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -76,12 +77,14 @@ def test_the_next_command_names_the_example_data_only_where_they_are(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert next_command(target, Path("o ut")) == "python tape_finetune/tape_train.py --help"
+    program = ["python", os.path.relpath(REPOSITORY / "tape_finetune" / "tape_train.py")]
+    assert shlex.split(next_command(target, Path("o ut"))) == [*program, "--help"]
     Path("examples/data/structures").mkdir(parents=True)
-    assert next_command(target, Path("o ut")) == (
-        "python tape_finetune/tape_train.py transformer secondary_structure --from_pretrained 'o ut' "
-        "--data_dir examples/data/structures"
-    )
+    flags = ["--from_pretrained", "o ut", "--data_dir", "examples/data/structures"]
+    command = ["transformer", "secondary_structure", *flags]
+    assert shlex.split(next_command(target, Path("o ut"))) == [*program, *command]
+    monkeypatch.chdir(REPOSITORY)
+    assert shlex.split(next_command(target, Path("o ut"))) == ["python", "tape_finetune/tape_train.py", *command]
 
 
 def test_what_is_not_carried_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

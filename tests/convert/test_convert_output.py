@@ -1,6 +1,8 @@
 """Where tools/convert_checkpoint.py writes: what --force replaces, and what it must never touch."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import megatron_sample
 import pytest
 from convert_sample import SAMPLE, TINY, convert, random_weights, written
 from pretraining_runs import same_bits
+from processes import environment
 
 from megatron_plm.convert.native import read_native
 from megatron_plm.convert.pretrained import load_pretrained
@@ -128,6 +131,46 @@ def test_the_working_directory_can_be_the_output(tmp_path: Path, monkeypatch: py
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "native"]
 
 
+IN_THE_MIDDLE = """
+import os, signal, sys
+sys.path[:0] = sys.argv[3:]
+from convert_sample import convert
+from pathlib import Path
+from megatron_plm.convert import tensor_files
+write = tensor_files._SafetensorsFile.write
+def written(file, key, tensor):
+    write(file, key, tensor)
+    if "layer.1" in key:
+        print("in the middle", flush=True)
+        signal.pause()
+tensor_files._SafetensorsFile.write = written
+convert("native", "huggingface", Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_a_conversion_excludes_another_and_killed_leaves_nothing_that_the_next_does_not_remove(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = written(random_weights(), "native", tmp_path / "native")
+    out = tmp_path / "ünï çødé 蛋白"
+    command = [sys.executable, "-c", IN_THE_MIDDLE, source, out, *sys.path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "in the middle\n"
+            assert convert("native", "huggingface", source, out) == 2
+            message = capsys.readouterr().err
+            assert (message.count("\n"), f"{out}: another process is writing it" in message) == (1, True)
+            assert not out.exists()
+        finally:
+            process.kill()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"native", f".{out.name}.{process.pid}.tmp", f".{out.name}.lock"}
+    assert convert("native", "huggingface", source, out) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["native", out.name]
+    assert same_bits(load_pretrained(out).model.state_dict(), read_native(source).tensors)
+
+
 @pytest.mark.parametrize("leads", [True, False])
 def test_an_output_that_is_a_link_is_refused(leads: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = written(random_weights(), "native", tmp_path / "native")
@@ -146,3 +189,13 @@ def test_a_failed_conversion_with_force_leaves_the_old_output(tmp_path: Path) ->
     os.truncate(source / "model.safetensors", 5000)
     assert convert("huggingface", "native", source, old, "--force") == 2
     assert same_bits(read_native(old).tensors, random_weights(seed=1).tensors)
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "file/x"])
+def test_an_output_that_cannot_be_made_is_told(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = written(random_weights(), "native", tmp_path / "native")
+    (tmp_path / "file").write_text("")
+    assert convert("native", "huggingface", source, tmp_path / name) == 2
+    message = capsys.readouterr().err
+    assert (message.count("\n"), f"{name}: cannot be written" in message) == (1, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "native"]

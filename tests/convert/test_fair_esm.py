@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from convert_sample import TINY, convert, our_logits, pack, random_sequences, random_weights, randomize, written
+from convert_sample import TINY, convert, random_sequences, random_weights, randomize, written
 from harmful_pickle import Calls
+from peer_comparison import assert_equal_values, padded_batch
 from pretraining_runs import same_bits
 from torch import Tensor
 
@@ -17,13 +18,12 @@ from megatron_plm.config.options import ModelOptions
 from megatron_plm.convert.fair_esm import read_fair_esm, write_fair_esm
 from megatron_plm.convert.pretrained import load_pretrained
 from megatron_plm.errors import UserError
+from megatron_plm.model.transformer import MaskedLanguageModel
 from megatron_plm.tokenizers import get_tokenizer
 
 esm = pytest.importorskip("esm")
 
 ESM2 = get_tokenizer("esm2")
-LENGTHS = (13, 37, 3, 22)
-TOLERANCE = 1e-5  # both compute in fp32 and differ in the order of sums only; logits are of order one
 SHAPES = [(2, 320, 20), (3, 60, 5), (1, 24, 1)]  # layers, hidden size, heads
 CONTACT_HEAD = ("contact_head.regression.weight", "contact_head.regression.bias")
 
@@ -65,21 +65,12 @@ def publish(model: torch.nn.Module, file: Path) -> Path:
 @torch.no_grad()
 def their_logits(model: torch.nn.Module, sequences: list[Tensor]) -> Tensor:
     """Logits of the real tokens of one padded batch, sequence after sequence."""
-    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=ESM2.pad_id)
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    return model(ids)["logits"][torch.arange(ids.shape[1]) < lengths[:, None]]
+    ids, real = padded_batch(sequences, ESM2.pad_id)
+    return model(ids)["logits"][real]
 
 
-def assert_equal_logits(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
-    worst = 0.0
-    for masked in (0.0, 0.3):
-        sequences = random_sequences(ESM2, LENGTHS, masked=masked)
-        expected = their_logits(theirs, sequences)
-        assert expected.abs().max() > 1
-        packed = pack(sequences, [0, 0, 1, 1], 61, ESM2.pad_id)
-        worst = max(worst, (our_logits(ours, packed) - expected).abs().max().item())
-    print(f"max abs logit difference {worst:.1e}")  # pytest -rP shows it; docs/converters.md states the largest
-    assert worst <= TOLERANCE
+def assert_equal_logits(ours: MaskedLanguageModel, theirs: torch.nn.Module) -> None:
+    assert_equal_values(ours, ESM2, lambda sequences: their_logits(theirs, sequences))
 
 
 @pytest.mark.parametrize("token_dropout", [True, False])

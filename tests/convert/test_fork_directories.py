@@ -6,56 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from convert_sample import PROTEINLM_TINY, convert, our_logits, pack, random_sequences
-from tape_sample import forward_by_the_forks_names
-from torch import Tensor
+from convert_sample import convert, our_logits, pack, random_sequences
+from fork_sample import MODEL, forks_directory, forward_by_the_forks_names
 
 from megatron_plm.convert.pretrained import detect_format, load_pretrained
-from megatron_plm.convert.tape import read_proteinlm_tape
+from megatron_plm.convert.proteinlm_tape import read_proteinlm_tape
 from megatron_plm.errors import UserError
 from megatron_plm.tokenizers import get_tokenizer
 
 IUPAC = get_tokenizer("tape-iupac")
-MODEL = replace(PROTEINLM_TINY, tokenizer="tape-iupac", activation="gelu", layernorm_epsilon=1e-12)
-
-
-def forks_directory(directory: Path, *, num_types: int = 1, **fields: object) -> dict[str, Tensor]:
-    """Write what the fork's converter leaves: random numbers by the fork's names; returns them."""
-    hidden, inner = MODEL.hidden_size, MODEL.ffn_size
-    shapes = {
-        "bert.embeddings.word_embeddings.weight": (30, hidden),
-        "bert.embeddings.position_embeddings.weight": (MODEL.max_position_embeddings, hidden),
-        "bert.embeddings.token_type_embeddings.weight": (num_types, hidden),
-        "mlm.decoder.weight": (30, hidden),  # of the model that was filled: on loading it is the token embedding again
-        "mlm.bias": (30,),
-    }
-    modules = {"bert.bert_tail_dense": (hidden, hidden), "mlm.transform.dense": (hidden, hidden)}
-    modules |= dict.fromkeys(("bert.encoder.final_ln", "mlm.transform.LayerNorm"), (hidden,))
-    for i in range(MODEL.num_layers):
-        layer = f"bert.encoder.layer.{i}"
-        modules |= {f"{layer}.{name}": (hidden,) for name in ("input_ln", "post_attn_ln")}
-        parts = ("self.query", "self.key", "self.value", "dense")
-        modules |= {f"{layer}.attention.{name}": (hidden, hidden) for name in parts}
-        modules |= {f"{layer}.mlp.dense_h_4h": (inner, hidden), f"{layer}.mlp.dense_4h_h": (hidden, inner)}
-    shapes |= {f"{name}.weight": shape for name, shape in modules.items()}
-    shapes |= {f"{name}.bias": shape[:1] for name, shape in modules.items()}
-    generator = torch.Generator().manual_seed(7)
-    tensors = {
-        name: torch.randn(shape, generator=generator) * (shape[1] ** -0.5 if len(shape) > 1 else 0.3)
-        for name, shape in shapes.items()
-    }
-    torch.save(tensors, directory / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    config = {
-        "attention_probs_dropout_prob": 0.1, "base_model": "transformer", "finetuning_task": None,
-        "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": hidden, "initializer_range": 0.02,
-        "intermediate_size": inner, "layer_norm_eps": 1e-12,
-        "max_position_embeddings": MODEL.max_position_embeddings,
-        "num_attention_heads": MODEL.num_attention_heads, "num_hidden_layers": MODEL.num_layers, "num_labels": 2,
-        "output_attentions": False, "output_hidden_states": False, "pruned_heads": {}, "torchscript": False,
-        "type_vocab_size": num_types, "vocab_size": 30,
-    }  # fmt: skip
-    (directory / "config.json").write_text(json.dumps({**config, **fields}))
-    return tensors
 
 
 @pytest.mark.parametrize(("activation", "name"), [("gelu", "gelu"), ("gelu_tanh", "gelu_new")])

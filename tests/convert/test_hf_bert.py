@@ -1,6 +1,5 @@
 """Conversion from and to BertForMaskedLM, against transformers' own model and tokenizer."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from convert_sample import (
     random_weights,
     randomize,
 )
+from peer_comparison import TOLERANCE, assert_equal_values, change_config, padded_batch
 from pretraining_runs import same_bits
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,9 +29,6 @@ transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 
 IUPAC = get_tokenizer("tape-iupac")
-LENGTHS = (13, 37, 3, 22)
-# Both compute in fp32 and differ in the order of sums only; the project's bar for logits of order one.
-TOLERANCE = 1e-5
 # The vocabulary of Rostlab's ProtBERT, in its order.
 PROTBERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"LAGVESIKRDTPNQFYMHCWXUBZO"]
 
@@ -70,8 +67,7 @@ def saved(model: torch.nn.Module, directory: Path) -> Path:
 @torch.no_grad()
 def their_logits(model: torch.nn.Module, sequences: list[Tensor], pad_id: int) -> Tensor:
     """Logits of the real tokens of one padded batch, sequence after sequence."""
-    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=pad_id)
-    real = torch.arange(ids.shape[1]) < torch.tensor([len(sequence) for sequence in sequences])[:, None]
+    ids, real = padded_batch(sequences, pad_id)
     return model(input_ids=ids, attention_mask=real.long()).logits[real]
 
 
@@ -95,20 +91,12 @@ def test_logits_equal_those_of_transformers(shape: tuple[int, int, int, int], di
         write_huggingface(weights, tmp_path)
         theirs = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
         assert type(theirs).__name__ == "BertForMaskedLM"
-    ours.eval()
-    worst = 0.0
-    for masked in (0.0, 0.3):
-        sequences = random_sequences(IUPAC, LENGTHS, masked=masked)
-        expected = their_logits(theirs, [column[sequence] for sequence in sequences], int(column[IUPAC.pad_id]))
-        assert expected.abs().max() > 1  # the tolerance is meant for logits of this size
-        for layout in (
-            pack(sequences, range(len(sequences)), max(LENGTHS), IUPAC.pad_id),
-            pack(sequences, [0] * len(sequences), sum(LENGTHS), IUPAC.pad_id),
-            pack(sequences, [0, 0, 1, 1], 61, IUPAC.pad_id),
-        ):
-            worst = max(worst, (our_logits(ours, layout) - expected[:, column]).abs().max().item())
-    print(f"max abs logit difference {worst:.1e}")  # pytest -rP shows it; docs/converters.md states the largest
-    assert worst <= TOLERANCE
+
+    def theirs_by_our_ids(sequences: list[Tensor]) -> Tensor:
+        ids = [column[sequence] for sequence in sequences]
+        return their_logits(theirs, ids, int(column[IUPAC.pad_id]))[:, column]
+
+    assert_equal_values(ours, IUPAC, theirs_by_our_ids)
 
 
 def test_a_round_trip_changes_no_bit(tmp_path: Path) -> None:
@@ -186,8 +174,7 @@ def test_a_configuration_that_means_another_model_is_refused(
     fields: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     write_huggingface(random_weights(TAPE_TINY), tmp_path)
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    change_config(tmp_path, **fields)
     with pytest.raises(UserError, match=message):
         read_huggingface(tmp_path)
 

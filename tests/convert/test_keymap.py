@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_plm.convert import bert, fair_esm, huggingface, megatron, tape
+from megatron_plm.convert import bert, fair_esm, hf_esm, megatron, proteinlm_tape, tape
 from megatron_plm.convert.keymap import Entry, KeyMap, Transform, module
 from megatron_plm.convert.transforms import chain, repeat, split_qkv, vocabulary_rows
 from megatron_plm.convert.weights import CONTACT_HEAD, Weights, contact_head_shapes, native_shapes
@@ -22,14 +22,18 @@ ESM2 = get_tokenizer("esm2")
 def map_of(format_name: str, weights: Weights) -> KeyMap:
     options, tokenizer = weights.options, weights.tokenizer
     if format_name == "huggingface":
-        return huggingface.key_map(options, tokenizer, tokenizer.tokens)
+        return hf_esm.key_map(options, tokenizer, tokenizer.tokens)
     if format_name == "megatron":
         ranks = options.num_attention_heads  # a head each
-        return megatron.key_map(options, tokenizer, version=0, tensor_parallel_size=ranks, vocabulary_rows_stored=128)
+        return megatron.key_map(
+            options, tokenizer, tokenizer.tokens, version=0, tensor_parallel_size=ranks, vocabulary_rows_stored=128
+        )
     if format_name == "tape":
         same = vocabulary_rows(tokenizer.tokens, tokenizer.tokens)
-        return bert.key_map(options, same, head="mlm", num_token_types=2)
-    return {"proteinlm-tape": tape, "fair-esm": fair_esm}[format_name].key_map(options, tokenizer)
+        return bert.key_map(options, same, tape.LAYOUT, num_token_types=2)
+    if format_name == "proteinlm-tape":
+        return proteinlm_tape.key_map(options, vocabulary_rows(tokenizer.tokens, tokenizer.tokens))
+    return fair_esm.key_map(options, tokenizer)
 
 
 TABLES = ["huggingface", "tape", "proteinlm-tape", "fair-esm", "megatron"]
@@ -68,7 +72,7 @@ def test_the_table_names_exactly_the_tensors_of_transformers_model() -> None:
     # Versions of transformers keep the rotary frequencies in one place or in every layer.
     mapped = {key: shape for key, shape in mapped.items() if "inv_freq" not in key}
     theirs = {key: shape for key, shape in theirs.items() if "inv_freq" not in key}
-    assert {key: shape for key, shape in theirs.items() if key not in huggingface.NOT_CARRIED} == mapped
+    assert {key: shape for key, shape in theirs.items() if key not in hf_esm.NOT_CARRIED} == mapped
 
 
 def test_a_key_claimed_twice_is_a_fault_of_the_table() -> None:

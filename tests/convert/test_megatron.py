@@ -163,7 +163,6 @@ def test_heads_that_proteins_do_not_need_are_dropped_with_a_note(expected: Weigh
         ({"activation": "swiglu"}, 'activation is "swiglu"'),
         ({"position_embedding_type": "rope", "max_position_embeddings": None}, 'position_embedding_type is "rope"'),
         ({"objective": "clm"}, 'objective is "clm"'),
-        ({"tokenizer": "tape-iupac"}, "vocabulary is tape-iupac"),
     ],
     ids=str,
 )

@@ -1,18 +1,20 @@
 """tools/megatron_converter.py: ProteinLM's converter as its users call it."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from convert_sample import our_logits, pack
+from fork_sample import FORK_LAYER_MODULES, FORK_OTHER_KEYS, forward_by_the_forks_names
 from megatron_sample import D, logits, random_model, save
-from tape_sample import FORK_LAYER_MODULES, FORK_OTHER_KEYS, forward_by_the_forks_names
 from torch import Tensor
 
 from megatron_plm.convert.megatron_converter import main
 from megatron_plm.convert.pretrained import load_pretrained
 from megatron_plm.errors import run_command
+from megatron_plm.files import only_writer
 from megatron_plm.tokenizers import get_tokenizer
 
 IUPAC = get_tokenizer("tape-iupac")
@@ -105,6 +107,15 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "an untrained model of something else": (["--dst", "small.bin"], "tensors are missing (bert.embeddings.posi"),
     "an output that is there": (["--out", "other.bin"], "--out other.bin: exists already"),
+    "an output with the name of the configuration": (
+        ["--out", "config.json"],
+        "--out config.json: is the name of the configuration",
+    ),
+    "an output that is a folder": (["--out", "mega", "--force"], "--out mega: exists already"),
+    "an output without a name": (["--out", "", "--force"], "--out .: exists already"),
+    "an output that is no file": (["--out", "pipe", "--force"], "--out pipe: exists already"),
+    "an output in no folder": (["--out", "absent/model.bin"], "absent/model.bin: cannot be written"),
+    "an output in a file": (["--out", "other.bin/model.bin"], "other.bin/model.bin: cannot be written"),
     "no checkpoint": (["--src", "absent"], "--src absent: does not exist"),
 }
 
@@ -118,6 +129,7 @@ def test_bad_input_is_one_sentence_exit_2_and_no_output(
     save(tmp_path / "mega", random_model())
     untrained(tmp_path / "other.bin", **{"mlm.transform.dense.weight": torch.ones(2, 2)})
     torch.save({"mlm.bias": torch.ones(30)}, tmp_path / "small.bin")
+    os.mkfifo(tmp_path / "pipe")
     before = sorted(tmp_path.rglob("*"))
     assert run_command(main, ["--src", "mega", "--out", "pytorch_model.bin", *flags]) == 2
     printed = capsys.readouterr()
@@ -136,3 +148,25 @@ def test_force_does_not_replace_what_is_read(tmp_path, monkeypatch, out, flag, c
     assert run_command(main, argv) == 2
     assert f"--out {out}: is read, as {flag} or in it" in capsys.readouterr().err
     assert Path(out).read_text() == "precious"
+
+
+def test_what_a_killed_conversion_left_is_removed_and_a_second_one_excluded(tmp_path, capsys):
+    save(tmp_path / "mega", random_model())
+    (tmp_path / ".model.bin.1.tmp").write_text("half")
+    argv = ["--src", str(tmp_path / "mega"), "--out", str(tmp_path / "model.bin")]
+    with only_writer(tmp_path / "model.bin"):
+        assert run_command(main, argv) == 2
+    assert "model.bin: another process is writing it" in capsys.readouterr().err
+    assert run_command(main, argv) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"mega", "model.bin", "config.json"}
+
+
+def test_nan_is_told(tmp_path, capsys):
+    model = random_model()
+    model["0.norm1.bias"][5] = float("nan")
+    save(tmp_path / "mega", model)
+    assert run_command(main, ["--src", str(tmp_path / "mega"), "--out", str(tmp_path / "model.bin")]) == 0
+    assert (
+        "warning: 1 value is NaN or infinite, converted as it is: encoder.blocks.0.attention_norm.bias (1)"
+        in capsys.readouterr().out
+    )

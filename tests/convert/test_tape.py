@@ -1,158 +1,222 @@
-"""Conversion to and from the names and files of ProteinLM's TAPE fork."""
+"""Conversion from and to stock TAPE, against the models of tape-proteins 0.5."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from convert_sample import (
+    AMPLIFY_TINY,
     PROTEINLM_TINY,
     SHAPES,
+    TAPE_TINY,
     TINY,
-    options_of,
+    Packed,
+    convert,
+    native_checkpoint,
     our_logits,
-    pack,
     random_sequences,
     random_weights,
+    randomize,
 )
+from harmful_pickle import Calls
+from peer_comparison import assert_equal_values, change_config, padded_batch
 from pretraining_runs import same_bits
-from tape_sample import FORK_LAYER_MODULES, FORK_OTHER_KEYS, forward_by_the_forks_names
+from tape_peer import import_tape, tape_config
 from torch import Tensor
 
-from megatron_plm.convert.pretrained import load_pretrained
-from megatron_plm.convert.tape import read_proteinlm_tape, write_proteinlm_tape
+from megatron_plm.config.options import ModelOptions
+from megatron_plm.convert.pretrained import detect_format, load_pretrained
+from megatron_plm.convert.tape import read_tape, write_tape
 from megatron_plm.errors import UserError
+from megatron_plm.model.transformer import MaskedLanguageModel
 from megatron_plm.tokenizers import get_tokenizer
 
-LEARNED = replace(PROTEINLM_TINY, tokenizer="tape-iupac")
-ESM2, IUPAC = get_tokenizer("esm2"), get_tokenizer("tape-iupac")
+IUPAC = get_tokenizer("tape-iupac")
+POOLER = ("bert.pooler.dense.weight", "bert.pooler.dense.bias")
+TYPES = "bert.embeddings.token_type_embeddings.weight"
 
 
-def read_file(directory: Path) -> dict[str, Tensor]:
-    return torch.load(directory / "pytorch_model.bin", weights_only=True)
+def options_of(shape: tuple[int, int, int, int]) -> ModelOptions:
+    layers, hidden, heads, inner = shape
+    return replace(
+        TAPE_TINY, num_layers=layers, hidden_size=hidden, num_attention_heads=heads,
+        ffn_hidden_size=None if inner == 4 * hidden else inner,
+    )  # fmt: skip
 
 
-def test_the_keys_are_the_forks_and_the_rotary_frequencies(tmp_path: Path) -> None:
-    write_proteinlm_tape(random_weights(), tmp_path, "float32")
-    layers = {
-        f"bert.encoder.layer.{i}.{module}.{kind}"
-        for i in range(TINY.num_layers)
-        for module in FORK_LAYER_MODULES
-        for kind in ("weight", "bias")
-    }
-    assert set(read_file(tmp_path)) == layers | FORK_OTHER_KEYS | {"bert.encoder.rotary.inverse_frequencies"}
-    write_proteinlm_tape(random_weights(PROTEINLM_TINY), tmp_path, "float32")
-    positions = {f"bert.embeddings.{kind}_embeddings.weight" for kind in ("position", "token_type")}
-    assert set(read_file(tmp_path)) == layers | FORK_OTHER_KEYS | positions
+def their_model(options: ModelOptions, **fields: object) -> torch.nn.Module:
+    model = import_tape().ProteinBertForMaskedLM(tape_config(options, **fields))
+    randomize(model)
+    return model.eval()
 
 
-@pytest.mark.parametrize("token_dropout", [True, False])
+@torch.no_grad()
+def their_values(directory: Path, sequences: list[Tensor]) -> Tensor:
+    """Hidden states and logits [T, D + V] of one padded batch, by the two stock models loaded from there."""
+    ids, real = padded_batch(sequences, IUPAC.pad_id)
+    values = []
+    for name in ("ProteinBertModel", "ProteinBertForMaskedLM"):
+        model, told = getattr(import_tape(), name).from_pretrained(str(directory), output_loading_info=True)
+        unused = [key for key in told["unexpected_keys"] if name == "ProteinBertForMaskedLM" or "mlm." not in key]
+        assert (told["missing_keys"], unused) == ([], [])
+        values.append(model(ids, real.long())[0][real])
+    return torch.cat(values, dim=1)
+
+
+def our_values(model: MaskedLanguageModel, packed: Packed) -> Tensor:
+    hidden = model.encoder(*packed.inputs)[packed.rows, packed.columns]
+    return torch.cat([hidden, our_logits(model, packed)], dim=1)
+
+
+def assert_equal_to_stock(ours: MaskedLanguageModel, directory: Path) -> None:
+    assert_equal_values(ours, IUPAC, lambda sequences: their_values(directory, sequences), our_values)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_file_means_the_same_model_token_for_token(
-    shape: tuple[int, int, int, int], token_dropout: bool, tmp_path: Path
+@pytest.mark.parametrize("direction", ["theirs to ours", "ours to theirs"])
+def test_hidden_states_and_logits_equal_those_of_stock_tape(
+    shape: tuple[int, int, int, int], direction: str, tmp_path: Path
 ) -> None:
-    weights = random_weights(options_of(shape, token_dropout=token_dropout))
-    write_proteinlm_tape(weights, tmp_path, "float32")
-    config = json.loads((tmp_path / "config.json").read_text())
-    sequences = random_sequences(ESM2, [17, 30], masked=0.3)
-    ours = our_logits(weights.build(), pack(sequences, [0, 0], 47, ESM2.pad_id))
-
-    names = {"<eos>": "<sep>"}
-    column = [IUPAC.tokens.index(names.get(t, t)) if names.get(t, t) in IUPAC.tokens else -1 for t in ESM2.tokens]
-    shared = [i for i, target in enumerate(column) if target >= 0]
-    assert len(shared) == IUPAC.vocab_size
-    tensors, iupac = read_file(tmp_path), [torch.tensor(column)[sequence] for sequence in sequences]
-    theirs = torch.cat([forward_by_the_forks_names(tensors, config, sequence) for sequence in iupac])
-    # fp32 in another order of operations; logits of order one.
-    assert (ours[:, shared] - theirs[:, [column[i] for i in shared]]).abs().max() < 2e-5
-
-    back = load_pretrained(tmp_path)
-    assert back.tokenizer == IUPAC
-    again = our_logits(back.model, pack(iupac, [0, 0], 47, IUPAC.pad_id))
-    assert (ours[:, shared] - again[:, [column[i] for i in shared]]).abs().max() < 1e-5
+    options = options_of(shape)
+    if direction == "theirs to ours":
+        their_model(options).save_pretrained(tmp_path)
+        ours = load_pretrained(tmp_path).model
+    else:
+        weights = random_weights(options)
+        write_tape(weights, tmp_path)
+        ours = weights.build()
+    assert_equal_to_stock(ours, tmp_path)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
-def test_learned_positions_and_both_gelus_mean_the_same_model(activation: str, tmp_path: Path) -> None:
-    weights = random_weights(replace(LEARNED, activation=activation))
-    assert write_proteinlm_tape(weights, tmp_path, "float32") == ()
-    config = json.loads((tmp_path / "config.json").read_text())
-    sequences = random_sequences(IUPAC, [17, 30], masked=0.3)
-    theirs = torch.cat([forward_by_the_forks_names(read_file(tmp_path), config, sequence) for sequence in sequences])
-    ours = our_logits(weights.build().eval(), pack(sequences, [0, 0], 47, IUPAC.pad_id))
-    assert (ours - theirs).abs().max() < 2e-5
-    back = read_proteinlm_tape(tmp_path)
-    assert same_bits(dict(back.tensors), weights.tensors)
-    assert back.options == weights.options
+def test_a_stock_directory_is_recognised_and_what_it_holds_beyond_the_model_is_told(tmp_path: Path) -> None:
+    theirs = their_model(TAPE_TINY, type_vocab_size=2)
+    theirs.save_pretrained(tmp_path)
+    assert "model_type" not in json.loads((tmp_path / "config.json").read_text())
+    assert detect_format(tmp_path) == "tape"
+    weights = read_tape(tmp_path)
+    assert weights.options == TAPE_TINY
+    told = {note.split(":")[0] for note in weights.notes}
+    assert told == {*POOLER, TYPES}
+    assert "but for row 0, which is added to the positions" in weights.notes[-1]
+    expected = (
+        theirs.bert.embeddings.position_embeddings.weight + theirs.bert.embeddings.token_type_embeddings.weight[0]
+    )
+    assert torch.equal(weights.tensors["encoder.embedding.positions.weight"], expected)
+    assert_equal_to_stock(weights.build(), tmp_path)
 
 
-def test_a_vector_of_the_token_type_counts(tmp_path: Path) -> None:
-    weights = random_weights(LEARNED)
-    write_proteinlm_tape(weights, tmp_path, "float32")
-    tensors = read_file(tmp_path)
-    types = torch.linspace(-1, 1, LEARNED.hidden_size).repeat(2, 1)
-    torch.save({**tensors, "bert.embeddings.token_type_embeddings.weight": types}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"token_type_embeddings\.weight has shape \[2, 24\], but .* \[1, 24\]"):
-        read_proteinlm_tape(tmp_path)
-    torch.save({**tensors, "bert.embeddings.token_type_embeddings.weight": types[:1]}, tmp_path / "pytorch_model.bin")
-    back = read_proteinlm_tape(tmp_path).tensors
-    positions = "encoder.embedding.positions.weight"
-    assert torch.equal(back[positions], weights.tensors[positions] + types[0])
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_what_our_export_adds_is_told_and_makes_stock_tape_load_it_whole(tmp_path: Path) -> None:
+    notes = write_tape(random_weights(TAPE_TINY), tmp_path)
+    assert [note.split(":")[0] for note in notes] == ["bert.pooler.dense", TYPES]
+    model, told = import_tape().ProteinBertModel.from_pretrained(str(tmp_path), output_loading_info=True)
+    assert told["missing_keys"] == told["error_msgs"] == []
+    task = import_tape().ProteinBertForValuePrediction
+    _, told = task.from_pretrained(str(tmp_path), output_loading_info=True)
+    assert {key.split(".")[0] for key in told["missing_keys"]} == {"predict"}
+    assert {key.split(".")[0] for key in told["unexpected_keys"]} == {"mlm"}
+    (sequence,) = random_sequences(IUPAC, [20], masked=0.0)
+    with torch.no_grad():
+        hidden, pooled = model(sequence[None])
+    assert torch.equal(pooled, hidden[:, 0].tanh())
+    assert (model.config.hidden_dropout_prob, model.config.attention_probs_dropout_prob) == (0.1, 0.1)
 
 
-def test_the_fork_stops_at_the_tanh_gelu(tmp_path: Path) -> None:
-    write_proteinlm_tape(random_weights(PROTEINLM_TINY), tmp_path, "float32")
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["hidden_act"] not in ("gelu", "relu", "swish")  # all that the fork's get_activation_fn knows
-
-
-def test_a_round_trip_of_an_iupac_model_changes_no_bit(tmp_path: Path) -> None:
+def test_a_round_trip_changes_no_bit(tmp_path: Path) -> None:
     for number, shape in enumerate(SHAPES):
-        weights = random_weights(options_of(shape, tokenizer="tape-iupac", token_dropout=number % 2 == 0))
-        assert write_proteinlm_tape(weights, tmp_path, "float32") == ()
-        back = read_proteinlm_tape(tmp_path)
-        assert same_bits(back.tensors, weights.tensors)
-        assert (back.options, back.tokenizer, back.notes) == (weights.options, IUPAC, ())
+        weights = random_weights(options_of(shape), seed=number)
+        write_tape(weights, tmp_path)
+        back = read_tape(tmp_path)
+        assert same_bits(dict(back.tensors), weights.tensors)
+        assert (back.options, back.tokenizer) == (weights.options, weights.tokenizer)
+        assert [note.split(":")[0] for note in back.notes] == sorted(POOLER)
 
 
-def test_only_the_three_tokens_tape_lacks_are_lost_and_named(tmp_path: Path) -> None:
-    weights = random_weights()
-    (note,) = write_proteinlm_tape(weights, tmp_path, "float32")
-    assert re.findall(r"<\w+>|[.-]", note.split(":")[0]) == [".", "-", "<null_1>"]
-    back = read_proteinlm_tape(tmp_path).tensors
-    for name, tensor in weights.tensors.items():
-        if name in ("encoder.embedding.tokens.weight", "head.bias"):
-            for i, token in enumerate(IUPAC.tokens):
-                assert torch.equal(back[name][i], tensor[ESM2.tokens.index({"<sep>": "<eos>"}.get(token, token))])
-        else:
-            assert torch.equal(back[name], tensor)
+def test_old_names_of_norms_are_read_as_tape_reads_them(tmp_path: Path) -> None:
+    weights = random_weights(TAPE_TINY)
+    write_tape(weights, tmp_path)
+    tensors = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
+    old = {k.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+           for k, t in tensors.items()}  # fmt: skip
+    assert old.keys() != tensors.keys()
+    torch.save(old, tmp_path / "pytorch_model.bin")
+    assert detect_format(tmp_path) == "tape"
+    assert same_bits(dict(read_tape(tmp_path).tensors), weights.tensors)
+    assert_equal_to_stock(weights.build(), tmp_path)
 
 
-def test_the_forks_constructor_stops_on_the_configuration(tmp_path: Path) -> None:
-    write_proteinlm_tape(random_weights(), tmp_path, "float32")
-    config = json.loads((tmp_path / "config.json").read_text())
-    with pytest.raises(TypeError):  # as in the fork's ProteinBertEmbeddings
-        torch.nn.Embedding(config["max_position_embeddings"], config["hidden_size"])
+def test_looking_at_a_directory_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    marker = tmp_path / "it ran"
+    source = tmp_path / "source"
+    source.mkdir()
+    write_tape(random_weights(TAPE_TINY), source)
+    torch.save({"mlm.bias": torch.zeros(30), "x": Calls(Path.touch, marker)}, source / "pytorch_model.bin")
+    assert convert("tape", "native", source, tmp_path / "out") == 2
+    assert "would run code (nothing of it was run)" in capsys.readouterr().err
+    assert not marker.exists()
+
+
+def test_rows_go_by_the_role_of_a_token(tmp_path: Path) -> None:
+    weights = random_weights(replace(TAPE_TINY, tokenizer="esm2"))
+    notes = write_tape(weights, tmp_path)
+    assert "the rows of ., -, <null_1>" in notes[-1]
+    esm2, back = get_tokenizer("esm2"), read_tape(tmp_path).tensors
+    for name in ("encoder.embedding.tokens.weight", "head.bias"):
+        for i, token in enumerate(IUPAC.tokens):
+            assert torch.equal(
+                back[name][i], weights.tensors[name][esm2.tokens.index({"<sep>": "<eos>"}.get(token, token))]
+            )
+
+
+def test_a_pre_ln_model_is_refused_with_the_format_that_takes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    native_checkpoint(tmp_path / "native", PROTEINLM_TINY)
+    assert convert("native", "tape", tmp_path / "native", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "--to tape: the model normalizes what goes into attention and MLP (pre-LN)" in error
+    assert "--to proteinlm-tape" in error
+    assert convert("native", "proteinlm-tape", tmp_path / "native", tmp_path / "out") == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation": "gelu_tanh"}, 'activation is "gelu_tanh"'),
+        ({"embedding_layernorm": False}, "embedding_layernorm is false"),
+        ({"position_embedding_type": "rope", "max_position_embeddings": None}, 'position_embedding_type is "rope"'),
+        ({"token_dropout": True}, "token_dropout is true"),
+        ({"objective": "clm"}, 'objective is "clm"'),
+        ({"tokenizer": "amplify"}, "no row for O, U, X, Z"),
+    ],
+    ids=str,
+)
+def test_a_model_that_is_no_bert_is_refused(options: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        write_tape(random_weights(replace(TAPE_TINY, **options)), tmp_path)
+    for other in (TINY, AMPLIFY_TINY):
+        with pytest.raises(UserError, match="pre-LN"):
+            write_tape(random_weights(other), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"position_embedding_type": None}, "position_embedding_type has no value"),
-        ({"position_embedding_type": "absolute"}, "max_position_embeddings has no value"),
         ({"hidden_act": "relu"}, 'hidden_act is "relu"'),
-        ({"vocab_size": 31}, "vocab_size is 31"),
-        ({"intermediate_size": 50}, r"dense_4h_h\.weight has shape \[24, 96\], but .* \[24, 50\]"),
+        ({"vocab_size": 8000}, "vocab_size is 8000, but TAPE's IUPAC vocabulary has 30 tokens"),
+        ({"max_position_embeddings": 65}, r"position_embeddings\.weight has shape \[64, 24\], but .* \[65, 24\]"),
+        ({"type_vocab_size": 2}, r"token_type_embeddings\.weight has shape \[1, 24\], but .* \[2, 24\]"),
+        ({"num_hidden_layers": 3}, r"16 tensors are missing \(bert\.encoder\.layer\.2"),
+        ({"layer_norm_eps": None}, "layer_norm_eps has no value"),
     ],
     ids=str,
 )
 def test_a_configuration_that_means_another_model_is_refused(
     fields: dict[str, object], message: str, tmp_path: Path
 ) -> None:
-    write_proteinlm_tape(random_weights(), tmp_path, "float32")
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-    with pytest.raises(UserError, match=re.compile(message)):
-        read_proteinlm_tape(tmp_path)
+    write_tape(random_weights(TAPE_TINY), tmp_path)
+    change_config(tmp_path, **fields)
+    with pytest.raises(UserError, match=message):
+        read_tape(tmp_path)

@@ -16,12 +16,14 @@ from convert_sample import (
     random_weights,
     randomize,
 )
+from peer_comparison import TOLERANCE, assert_equal_values, change_config, padded_batch
 from pretraining_runs import same_bits
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from megatron_plm.config.options import ModelOptions
-from megatron_plm.convert.huggingface import NOT_CARRIED, read_huggingface, write_huggingface
+from megatron_plm.convert.hf_esm import NOT_CARRIED
+from megatron_plm.convert.huggingface import read_huggingface, write_huggingface
 from megatron_plm.convert.pretrained import load_pretrained
 from megatron_plm.convert.weights import CONTACT_HEAD, Weights
 from megatron_plm.errors import UserError
@@ -31,9 +33,6 @@ transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 
 ESM2 = get_tokenizer("esm2")
-LENGTHS = (13, 37, 3, 22)
-# Both compute in fp32 and differ in the order of sums only; the project's bar for logits of order one.
-TOLERANCE = 1e-5
 
 
 def their_model(options: ModelOptions, seed: int = 0) -> torch.nn.Module:
@@ -47,9 +46,7 @@ def their_model(options: ModelOptions, seed: int = 0) -> torch.nn.Module:
 @torch.no_grad()
 def their_logits(model: torch.nn.Module, sequences: list[Tensor]) -> Tensor:
     """Logits of the real tokens of one padded batch, sequence after sequence."""
-    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=ESM2.pad_id)
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    real = torch.arange(ids.shape[1]) < lengths[:, None]
+    ids, real = padded_batch(sequences, ESM2.pad_id)
     return model(input_ids=ids, attention_mask=real.long()).logits[real]
 
 
@@ -75,19 +72,7 @@ def test_logits_equal_those_of_transformers(
         weights = random_weights(options)
         ours = weights.build()
         theirs = transformers.AutoModelForMaskedLM.from_pretrained(write(weights, tmp_path)).eval()
-
-    worst = 0.0
-    for masked in (0.0, 0.3):
-        sequences = random_sequences(ESM2, LENGTHS, masked=masked)
-        expected = their_logits(theirs, sequences)
-        assert expected.abs().max() > 1  # the tolerance is meant for logits of this size
-        padded = pack(sequences, range(len(sequences)), max(LENGTHS), ESM2.pad_id)
-        packed = pack(sequences, [0] * len(sequences), sum(LENGTHS), ESM2.pad_id)
-        packed_and_padded = pack(sequences, [0, 0, 1, 1], 61, ESM2.pad_id)
-        for layout in (padded, packed, packed_and_padded):
-            worst = max(worst, (our_logits(ours, layout) - expected).abs().max().item())
-    print(f"max abs logit difference {worst:.1e}")  # pytest -rP shows it; docs/converters.md states the largest
-    assert worst <= TOLERANCE
+    assert_equal_values(ours, ESM2, lambda sequences: their_logits(theirs, sequences))
 
 
 def test_a_sequence_alone_without_attention_mask_gives_the_same_logits(tmp_path: Path) -> None:
@@ -224,11 +209,6 @@ def test_a_vocabulary_in_another_order_is_mapped_by_token(tmp_path: Path) -> Non
     (tmp_path / "vocab.txt").write_text("\n".join(ESM2.tokens[i] for i in order))
     change_config(tmp_path, mask_token_id=order.index(ESM2.mask_id), pad_token_id=order.index(ESM2.pad_id))
     assert same_bits(read_huggingface(tmp_path).tensors, weights.tensors)
-
-
-def change_config(directory: Path, **fields: object) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
 @pytest.mark.parametrize(
