@@ -24,6 +24,7 @@ import numpy.typing as npt
 from megatron_plm.errors import JSON_ERRORS, UserError, json_fault
 from megatron_plm.files import Busy, exclusive, publish_directory, sync, write_errors_told
 
+RESUMES = "; a run that was stopped leaves PATH.partial, and the same command goes on with it"  # in --help
 COMMIT_SECONDS = 20.0  # of work that a kill loses, at most
 _JOURNAL, _LOCK, _ASIDE, _FILES = "journal.json", "lock", "output", "files"
 # What sorting the names and putting the output together leave behind where they are stopped: of no use to anyone.
