@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from megatron_plm.benchmark.flags import Size, add_size, count, seconds
-from megatron_plm.benchmark.peer import Step, peer_config, require_peer, tokens_per_second
+from megatron_plm.benchmark.peer import Step, fastest_size, peer_config, ratios, require_peer, timed_in_turn
 from megatron_plm.config.load import config_from_values
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.config.presets import PRESETS
@@ -73,31 +73,20 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     sequences = [tokenizer.decode(protein.tokens.tolist()) for protein in proteins]
     ours = _our_step(model_options, tokenizer, proteins, options)
     model = _peer_model(model_options, tokenizer, options.seed)
-    fastest, size, padded = 0.0, 0, ours
-    for tried in options.peer_batch_sizes:
-        step = _peer_step(model, tokenizer, sequences, tried)
-        speed = tokens_per_second(step, options.seconds / 2)
-        say(f"{_LABELS['padded']} of {tried}: {speed:,.0f} tokens/s")
-        if speed > fastest:
-            fastest, size, padded = speed, tried, step
-    sides: dict[str, Step] = {"ours": ours, "padded": padded, "single": _peer_step(model, tokenizer, sequences, 1)}
-    for step in sides.values():  # warm-up
-        step()
-    speeds_by_side: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(1, options.rounds + 1):
-        for side, step in sides.items():
-            speeds_by_side[side].append(tokens_per_second(step, options.seconds))
-        shown = ", ".join(f"{side} {speeds[-1]:,.0f}" for side, speeds in speeds_by_side.items())
-        say(f"round {number} of {options.rounds}, tokens/s: {shown}")
-    ratios = {}
-    for side in ("padded", "single"):
-        each = [a / b for a, b in zip(speeds_by_side["ours"], speeds_by_side[side], strict=True)]
-        ratios[side] = {"median": statistics.median(each), "min": min(each), "max": max(each), "bar": BARS.get(side)}
+    size, padded = fastest_size(
+        _LABELS["padded"],
+        options.peer_batch_sizes,
+        lambda tried: _peer_step(model, tokenizer, sequences, tried),
+        options.seconds / 2,
+        say,
+    )
+    sides = {"ours": ours, "padded": padded, "single": _peer_step(model, tokenizer, sequences, 1)}
+    speeds = timed_in_turn(sides, options.rounds, options.seconds, say)
     return {
         "num_proteins": len(proteins),
-        "tokens_per_second": speeds_by_side,
+        "tokens_per_second": speeds,
         "peer_batch_size": {"padded": size, "single": 1},
-        "ratios": ratios,
+        "ratios": ratios(speeds, BARS),
     }
 
 

@@ -6,6 +6,7 @@ longest of the batch (`padded`: random batches; `bucketed`: batches of similar l
 """
 
 import argparse
+import functools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from megatron_plm.benchmark.flags import Size, add_size, count, seconds
-from megatron_plm.benchmark.peer import Step, peer_config, require_peer, tokens_per_second
+from megatron_plm.benchmark.peer import Step, fastest_size, peer_config, ratios, require_peer, timed_in_turn
 from megatron_plm.config.load import config_from_values
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.config.presets import PRESETS
@@ -79,29 +80,18 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     sides: dict[str, Step] = {"ours": our_step}
     batch_sizes = {}
     for kind in BARS:
-        fastest = 0.0
-        for size in options.peer_batch_sizes:
-            step = _peer_step(config.model, datasets, kind, size, options)
-            speed = tokens_per_second(step, options.seconds / 2)
-            say(f"{_LABELS[kind]} of {size}: {speed:,.0f} tokens/s")
-            if speed > fastest:  # slower ones go: their models need not stay in memory
-                fastest, batch_sizes[kind], sides[kind] = speed, size, step
-    our_step()  # warm-up; the peers' was the choice of their batch size
-    speeds_by_side: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(1, options.rounds + 1):
-        for side, step in sides.items():
-            speeds_by_side[side].append(tokens_per_second(step, options.seconds))
-        shown = ", ".join(f"{side} {speeds[-1]:,.0f}" for side, speeds in speeds_by_side.items())
-        say(f"round {number} of {options.rounds}, tokens/s: {shown}")
-    ratios = {}
-    for kind, bar in BARS.items():
-        pairs = zip(speeds_by_side["ours"], speeds_by_side[kind], strict=True)
-        each = [ours / theirs for ours, theirs in pairs]
-        ratios[kind] = {"median": statistics.median(each), "min": min(each), "max": max(each), "bar": bar}
+        batch_sizes[kind], sides[kind] = fastest_size(
+            _LABELS[kind],
+            options.peer_batch_sizes,
+            functools.partial(_peer_step, config.model, datasets, kind, options=options),
+            options.seconds / 2,
+            say,
+        )
+    speeds = timed_in_turn(sides, options.rounds, options.seconds, say)
     return {
-        "tokens_per_second": speeds_by_side,
+        "tokens_per_second": speeds,
         "peer_batch_size": batch_sizes,
-        "ratios": ratios,
+        "ratios": ratios(speeds, BARS),
     }
 
 

@@ -21,6 +21,13 @@ from megatron_plm.tokenizers import MODEL_SUFFIX, TOKENIZER_NAMES, Tokenizer, op
 __all__ = ["main", "preprocess"]
 
 _HIGHEST_SEED = 2**63 - 1
+# tokenizer: the smallest preset that has it
+_PRESETS = {
+    "esm2": "esm2-8m",
+    "proteinlm": "proteinlm-200m",
+    "tape-iupac": "tape-transformer",
+    "amplify": "amplify-120m",
+}
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -133,6 +140,7 @@ def _report(summary: Summary, selection: Selection, prefix: str, tokenizer: Toke
     names = selection.split_names
     train = split_prefix(prefix, "train" if "train" in names else names[0])
     valid = ["--valid-data-path", split_prefix(prefix, "valid")] if "valid" in names else []
-    vocabulary = [] if tokenizer.name == "esm2" else ["--tokenizer", tokenizer.name]
-    flags = ["--preset", "esm2-8m", *vocabulary, "--data-path", train, *valid, "--save", f"runs/{Path(prefix).name}"]
+    preset = _PRESETS.get(tokenizer.name)
+    model = ["--preset", preset] if preset else ["--preset", "tiny", "--tokenizer", tokenizer.name]
+    flags = [*model, "--data-path", train, *valid, "--save", f"runs/{Path(prefix).name}"]
     print(f"next:            {command_line('pretrain', flags)}")

@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import math
 import re
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from megatron_plm.data.input_flags import add_input_flags, inputs_of
 from megatron_plm.errors import UserError
-from megatron_plm.files import atomic_directory
+from megatron_plm.files import sync
 from megatron_plm.inference.flags import (
     SPECIALS,
     add_model_flags,
@@ -23,15 +25,22 @@ from megatron_plm.inference.flags import (
     load_runner,
     longest_length,
 )
-from megatron_plm.inference.progress import shown_residues
+from megatron_plm.inference.groups import Columns, Group
+from megatron_plm.inference.job import Job, print_outcome, run_job
+from megatron_plm.inference.names import names_of
 from megatron_plm.inference.proteins import Protein, ProteinReader
+from megatron_plm.inference.resumable import Column, files_of
 from megatron_plm.inference.rows import pack
 from megatron_plm.inference.runner import Runner
 from megatron_plm.model.attention import Sequences
 from megatron_plm.model.heads import ContactHead
 
+_OURS = re.compile(r"\d{5,}_.*\.(npz|png)")
 _LONGEST_NAME = 100  # letters of a protein's name in that of its files
+_LONGEST_TITLE = 60
 _DOTS_PER_INCH = 150
+_INCHES = (5.7, 4.8)
+_MAP, _SCALE = (0.7, 0.5, 4.0, 4.0), (4.8, 0.5, 0.2, 4.0)  # left, bottom, width, height
 
 
 class AttentionMaps(nn.Module):
@@ -106,24 +115,66 @@ def run(options: argparse.Namespace) -> None:
     head = _contact_head(options, runner)
     longest = longest_length(options.max_length, runner.options)
     proteins = ProteinReader(inputs, runner.tokenizer, numbered=options.numbered, strict=options.strict)
-    total = sum(_checked_length(protein, longest) for protein in proteins.read()) if proteins.can_read_twice else None
-    num_proteins = 0
-    with (
-        atomic_directory(options.output, force=options.force) as folder,
-        shown_residues(total, "contacts") as advance,
-    ):
-        for number, protein in enumerate(proteins.read(), start=1):
-            advance(_checked_length(protein, longest))
-            contacts_LL = contact_map(runner, head, protein.tokens)
-            name = f"{number:05d}_{_plain(protein.identifier)}"
-            np.savez(folder / f"{name}.npz", id=np.array(protein.identifier), contacts=contacts_LL)
-            _draw(folder / f"{name}.png", protein, contacts_LL)
-            num_proteins = number
-    print(f"wrote {options.output}: the contacts of {num_proteins:,} proteins, a .png and an .npz of each")
+    if proteins.can_read_twice:
+        for protein in proteins.read():
+            _check_length(protein, longest)
+    folder = files_of(options.output)
+
+    def compute(groups: Iterator[Group]) -> Iterator[tuple[Group, Columns]]:
+        folder.mkdir(exist_ok=True)
+        for group in groups:
+            (protein,) = group.proteins
+            _check_length(protein, longest)
+            _write_map(folder, group.end, protein, contact_map(runner, head, protein.tokens))
+            yield group, {}
+
+    job = Job(
+        what="contacts",
+        identity={**runner.identity(), "values": "contacts"},
+        dtypes={},
+        compute=compute,
+        cost=lambda _: 1,
+        budget=1,
+        write=lambda columns, _: _check_files(columns, folder),
+        max_tokens=longest,
+    )
+    outcome = run_job(job, proteins, options.output, force=options.force)
+    print_outcome(outcome, "mapped", "")
+    print(f"wrote {options.output}: the contacts of {outcome.num_proteins:,} proteins, a .png and an .npz of each")
+
+
+def _write_map(folder: Path, number: int, protein: Protein, contacts_LL: npt.NDArray[np.float32]) -> None:
+    """The two files of a protein, on the disk."""
+    numbers, picture = (folder / name for name in _file_names(number, protein.identifier))
+    np.savez(numbers, id=np.array(protein.identifier), contacts=contacts_LL)
+    _draw(picture, protein, contacts_LL)
+    sync(numbers)
+    sync(picture)
+
+
+def _file_names(number: int, identifier: str) -> tuple[str, str]:
+    stem = f"{number:05d}_{_plain(identifier)}"
+    return f"{stem}.npz", f"{stem}.png"
+
+
+def _check_files(columns: Mapping[str, Column], folder: Path) -> None:
+    """See to it that a folder holds the files of the proteins and, of ours, no others; raises UserError."""
+    names = (name for some in names_of(columns) for name in some)
+    left = {path.name for path in folder.iterdir() if _OURS.fullmatch(path.name)}
+    for number, identifier in enumerate(names, start=1):
+        for name in _file_names(number, identifier):
+            if name not in left:
+                raise UserError(
+                    f"{folder / name}: is missing, which a stopped run had written; remove what is left of it with "
+                    f"`rm -r {shlex.quote(str(folder.parent))}`"
+                )
+            left.remove(name)
+    for name in left:  # a stopped run wrote it of a protein that the input has no more
+        (folder / name).unlink()
 
 
 def _is_folder_of_maps(path: Path) -> bool:
-    return path.is_dir() and all(re.fullmatch(r"\d{5,}_.*\.(npz|png)", entry.name) for entry in path.iterdir())
+    return path.is_dir() and all(_OURS.fullmatch(entry.name) for entry in path.iterdir())
 
 
 def _contact_head(options: argparse.Namespace, runner: Runner) -> ContactHead:
@@ -139,15 +190,14 @@ def _contact_head(options: argparse.Namespace, runner: Runner) -> ContactHead:
     return runner.contact_head
 
 
-def _checked_length(protein: Protein, longest: int) -> int:
-    """Residues of a protein; raises UserError where they are more than the model takes at once."""
+def _check_length(protein: Protein, longest: int) -> None:
+    """Raise UserError where a protein has more residues than the model takes at once."""
     length = len(protein.tokens)
     if length + SPECIALS > longest:
         raise UserError(
             f"protein {protein.identifier!r} has {length:,} residues, and a map is of whole proteins, of at most "
             f"{longest - SPECIALS:,} residues here; leave it out, or see --max-length"
         )
-    return length
 
 
 def _plain(identifier: str) -> str:
@@ -156,16 +206,31 @@ def _plain(identifier: str) -> str:
 
 
 def _draw(path: Path, protein: Protein, contacts_LL: npt.NDArray[np.float32]) -> None:
-    """A picture of a map, residues counted from 1."""
+    """A picture of a map, residues counted from 1, each of them at least a pixel wide."""
+    import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     length = len(contacts_LL)
-    figure = Figure(figsize=(5.6, 4.8), layout="constrained")
-    axes = figure.subplots()
-    edges = (0.5, length + 0.5, length + 0.5, 0.5)
-    image = axes.imshow(contacts_LL, vmin=0, vmax=1, cmap="Blues", extent=edges, interpolation="nearest")
-    axes.set_xlabel("residue")
-    axes.set_ylabel("residue")
-    axes.set_title(_plain(protein.identifier))
-    figure.colorbar(image, ax=axes, label="probability of contact")
-    figure.savefig(path, dpi=_DOTS_PER_INCH, metadata={"Software": None})
+    name = re.sub(r"[^\x20-\u04ff]", "?", protein.identifier)  # the font has Latin, Greek and Cyrillic letters
+    title = name if len(name) <= _LONGEST_TITLE else f"{name[: _LONGEST_TITLE - 1]}…"
+    with matplotlib.rc_context({"text.parse_math": False, "font.size": 9.0}):
+        figure = Figure(figsize=_INCHES)
+        axes = figure.add_axes(_in_figure(_MAP))
+        edges = (0.5, length + 0.5, length + 0.5, 0.5)
+        image = axes.imshow(contacts_LL, vmin=0, vmax=1, cmap="Blues", extent=edges, interpolation="nearest")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+            axis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.set_xlabel("residue")
+        axes.set_ylabel("residue")
+        axes.set_title(title, loc="left", fontsize=8)
+        figure.colorbar(image, cax=figure.add_axes(_in_figure(_SCALE)), label="probability of contact")
+        dots = max(_DOTS_PER_INCH, math.ceil(length / _MAP[2]))
+        figure.savefig(path, dpi=dots, metadata={"Software": None})
+
+
+def _in_figure(box: tuple[float, ...]) -> tuple[float, float, float, float]:
+    """Left, bottom, width and height as shares of the figure's size, of those in inches."""
+    left, bottom, width, height = box
+    return left / _INCHES[0], bottom / _INCHES[1], width / _INCHES[0], height / _INCHES[1]

@@ -26,7 +26,7 @@ from megatron_plm.inference.flags import (
 )
 from megatron_plm.inference.job import Job, print_outcome, run_job
 from megatron_plm.inference.proteins import ProteinReader
-from megatron_plm.inference.resumable import Column
+from megatron_plm.inference.resumable import RESUMES, Column
 from megatron_plm.inference.runner import Runner
 from megatron_plm.memory import keep_freed_memory
 
@@ -40,7 +40,7 @@ def build_parser() -> ArgumentParser:
     source = add_input_flags(parser, names=True)
     add_reading_flags(source)
     output = parser.add_argument_group("output")
-    output.add_argument("--output", required=True, type=Path, metavar="FILE", help="file to write")
+    output.add_argument("--output", required=True, type=Path, metavar="PATH", help=f"file to write{RESUMES}")
     output.add_argument(
         "--output-format", choices=list(FILE_FORMATS), help="its format (default: as the name ends: "
         f"{', '.join(ending for entry in FILE_FORMATS.values() for ending in entry.endings)})",

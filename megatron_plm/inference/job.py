@@ -27,7 +27,8 @@ class Job:
         compute: the values of each group, in order.
         cost: of a protein; a group costs at most `budget`, or is one protein.
         budget: see above.
-        write: makes the output file from the columns, those of names.py among them.
+        write: makes the output file from the columns, those of names.py among them; where the output is a folder, looks
+            whether all its files are there.
         max_tokens: of a protein with its specials, that the model takes at once.
     """
 

@@ -44,7 +44,8 @@ def _logged(total: int | None) -> Callable[[int], None]:
         if now - last >= _LOG_SECONDS:
             share = f" ({done / total:.0%})" if total else ""
             speed = (done - done_before) / (now - last)
-            print(f"{done:,} residues{share}, {speed:,.0f} a second", file=sys.stderr, flush=True)
+            shown = f"{speed:,.0f}" if speed >= 10 else f"{speed:.1f}"
+            print(f"{done:,} residues{share}, {shown} a second", file=sys.stderr, flush=True)
             done_before, last = done, now
 
     return advance

@@ -1,7 +1,8 @@
 """Work that a killed run goes on with: columns of numbers that grow in a folder beside the output.
 
 `journal.json` says how much of them is certain, and of which work they are; what lies behind that is cut off when a
-run goes on. The output itself is written when all is there, and renamed to its place.
+run goes on. The output itself is written when all is there, and renamed to its place. An output that is a folder of
+files grows in `files`; one that the journal does not count is written again.
 """
 
 import contextlib
@@ -9,6 +10,8 @@ import json
 import os
 import re
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,12 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_plm.errors import JSON_ERRORS, UserError, json_fault
-from megatron_plm.files import Busy, exclusive, sync, write_errors_told
+from megatron_plm.files import Busy, exclusive, publish_directory, sync, write_errors_told
 
+RESUMES = "; a run that was stopped leaves PATH.partial, and the same command goes on with it"  # in --help
 COMMIT_SECONDS = 20.0  # of work that a kill loses, at most
-_JOURNAL, _LOCK, _ASIDE = "journal.json", "lock", "output"
-# All that a run makes in its folder: columns, too, and what sorting the names leaves if it is killed.
-_OURS = re.compile(rf"{_JOURNAL}(\.tmp)?|{_LOCK}|{_ASIDE}|\w+\.bin|(hashes|repeated)-[0-9-]+")
+_JOURNAL, _LOCK, _ASIDE, _FILES = "journal.json", "lock", "output", "files"
+# What sorting the names and putting the output together leave behind where they are stopped: of no use to anyone.
+_SCRATCH = re.compile(rf"{_JOURNAL}\.tmp|{_ASIDE}|(hashes|repeated)-[0-9-]+")
+_WORK = re.compile(rf"{_JOURNAL}|{_FILES}|\w+\.bin|{_SCRATCH.pattern}")  # all that a run makes, but its lock
 _BLOCK_BYTES = 1 << 24
 
 
@@ -69,12 +74,14 @@ class ResumableWork:
 
     Attributes:
         folder: where it is.
+        files: see `files_of`.
         records: how many records of the input are done.
         digest: of those records, as it was given to `commit`.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], dtypes: Mapping[str, np.dtype[Any]]) -> None:
         self.folder = folder
+        self.files = folder / _FILES
         self._identity = dict(identity)
         self._dtypes = dict(dtypes)
         self._paths = {name: folder / f"{name}.bin" for name in dtypes}
@@ -91,10 +98,11 @@ class ResumableWork:
             if not force:
                 raise UserError(_other_work(self.folder, found["identity"], self._identity))
             found = None
+        if found is not None and found.get("has_files") and not self.files.is_dir():
+            found = None  # a kill came between their publishing and the journal's removal
         sizes = dict.fromkeys(self._paths, 0) if found is None else found["bytes"]
-        if found is None:
-            (self.folder / _JOURNAL).unlink(missing_ok=True)
-        else:
+        _clear(self.folder, _WORK if found is None else _SCRATCH)
+        if found is not None:
             self.records, self.digest = found["records"], found["digest"]
         for name, path in self._paths.items():
             file = self._files[name] = path.open("ab")
@@ -121,7 +129,10 @@ class ResumableWork:
             os.fsync(file.fileno())
             sizes[name] = file.tell()
         aside = self.folder / f"{_JOURNAL}.tmp"
-        document = {"identity": self._identity, "records": records, "digest": digest, "bytes": sizes}
+        document = {
+            "identity": self._identity, "records": records, "digest": digest, "bytes": sizes,
+            "has_files": self.files.is_dir(),
+        }  # fmt: skip
         aside.write_text(json.dumps(document), encoding="utf-8")
         sync(aside)
         os.replace(aside, self.folder / _JOURNAL)
@@ -162,6 +173,15 @@ class ResumableWork:
         )
 
 
+def files_of(output: Path) -> Path:
+    """The folder in which the files of an output that is one are collected; who writes them makes it."""
+    return _folder_of(output) / _FILES
+
+
+def _folder_of(output: Path) -> Path:
+    return output.with_name(f"{output.name}.partial")
+
+
 @contextlib.contextmanager
 def resumable_work(
     output: Path, identity: Mapping[str, Any], dtypes: Mapping[str, np.dtype[Any]], *, force: bool
@@ -171,7 +191,7 @@ def resumable_work(
     `identity` is JSON, and says all that the values depend on but the input; `dtypes` are those of the columns. Raises
     UserError where another run holds the folder, where it cannot be written to, and see `ResumableWork.open`.
     """
-    folder = output.with_name(f"{output.name}.partial")
+    folder = _folder_of(output)
     with write_errors_told(output):
         _make(folder, output)
         try:
@@ -180,10 +200,13 @@ def resumable_work(
                 try:
                     work.open(force=force)
                     yield work
+                except KeyboardInterrupt:
+                    if work.records:
+                        print(f"the work is kept in {folder}; the same command goes on with it", file=sys.stderr)
+                    raise
                 finally:
                     work.close()
-                    if not (folder / _JOURNAL).exists():
-                        _clear(folder)
+                    _clear(folder, _SCRATCH if (folder / _JOURNAL).exists() else _WORK)
         except Busy:
             raise UserError(
                 f"another run is writing {output} at this moment; wait for it, or choose another --output"
@@ -194,24 +217,27 @@ def resumable_work(
 
 
 def publish(work: ResumableWork, output: Path, write: Callable[[Path], None], *, force: bool) -> None:
-    """Have `write` make the output in the work's folder, rename it to its place and remove what the work was.
+    """Have `write` make the output file in the work's folder, or see to it that `work.files` are all there; then rename
+    that to its place and remove what the work was.
 
     Raises UserError, and keeps the work, where the output exists by now, unless `force`.
     """
     aside = work.folder / _ASIDE
-    aside.unlink(missing_ok=True)
     write(aside)
-    sync(aside)
+    made = aside if aside.exists() else work.files
     if output.exists() and not force:
-        aside.unlink()
         raise UserError(
             f"{output} was made by another run in the meantime; the work of this one is kept in {work.folder}: move "
-            "the file away and type the same command, or type it with --force to replace the file"
+            "that output away and type the same command, or type it with --force to replace it"
         )
-    os.replace(aside, output)
-    sync(output.parent)
+    if made.is_dir():
+        publish_directory(made, output)
+    else:
+        sync(made)
+        os.replace(made, output)
+        sync(output.parent)
     work.close()
-    _clear(work.folder)
+    _clear(work.folder, _WORK)
 
 
 def _make(folder: Path, output: Path) -> None:
@@ -225,7 +251,7 @@ def _make(folder: Path, output: Path) -> None:
         ) from None
     names = set(os.listdir(folder))
     # A run that was killed leaves its lock, one that failed its journal.
-    others = sorted(name for name in names if not (_OURS.fullmatch(name) and names & {_LOCK, _JOURNAL}))
+    others = sorted(name for name in names if not (_is_ours(name) and names & {_LOCK, _JOURNAL}))
     if others and _JOURNAL not in names:
         raise UserError(
             f"{folder} is in the way: it holds {others[0]}, and is to hold nothing but the work for {output}; move it "
@@ -233,11 +259,17 @@ def _make(folder: Path, output: Path) -> None:
         )
 
 
-def _clear(folder: Path) -> None:
-    """Remove the work, and nothing that is the user's; the lock goes when it is given back."""
-    (folder / _JOURNAL).unlink(missing_ok=True)
-    for name in os.listdir(folder):
-        if _OURS.fullmatch(name) and name != _LOCK:
+def _is_ours(name: str) -> bool:
+    return name == _LOCK or _WORK.fullmatch(name) is not None
+
+
+def _clear(folder: Path, which: re.Pattern[str]) -> None:
+    """Remove what has such names, the journal first, and nothing that is the user's; the lock goes when it is given
+    back."""
+    for name in sorted(os.listdir(folder), key=lambda name: name != _JOURNAL):
+        if which.fullmatch(name) and name == _FILES:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        elif which.fullmatch(name):
             with contextlib.suppress(OSError):
                 (folder / name).unlink()
 

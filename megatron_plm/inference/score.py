@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_plm.arguments import ArgumentParser
+from megatron_plm.inference.resumable import RESUMES
 from megatron_plm.memory import keep_freed_memory
 
 # subject: (module with add_flags and run; one line of help; what --output names)
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
         if name == typed:
             subject = importlib.import_module(module)
             subject.add_flags(flags)
-            flags.add_argument("--output", required=True, type=Path, metavar="PATH", help=f"{kind} to write")
+            flags.add_argument("--output", required=True, type=Path, metavar="PATH", help=f"{kind} to write{RESUMES}")
             flags.add_argument("--force", action="store_true", help="replace an existing output")
     options = parser.parse(argv)
     subject.run(options)

@@ -3,23 +3,32 @@
 `A42G` puts G in place of A at position 42 (from 1); `A42G:L50P` does two such things, and `WT` or `_wt` none.
 """
 
-import csv
 import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_plm.errors import UserError, suggestion
+from megatron_plm.errors import UserError
 from megatron_plm.tokenizers import Tokenizer
 
-SEPARATOR = ":"
+_SEPARATORS = re.compile("[:,]")
 _UNCHANGED = ("wt", "_wt")  # in capitals or not
 _MUTATION = re.compile(r"([A-Za-z])([0-9]{1,9})([A-Za-z])")
+_STOP = re.compile(r"[A-Za-z][0-9]+(\*|Ter)", re.IGNORECASE)
+_INDEL = re.compile(r"[A-Za-z]?[0-9]+-|.*(del|ins|dup|fs).*", re.IGNORECASE)
+
+
+class Change(NamedTuple):
+    """One mutation as it is written: letters in capitals, the number as it stands there, and the text."""
+
+    before: str
+    number: int
+    after: str
+    text: str
 
 
 class Mutation(NamedTuple):
@@ -28,6 +37,35 @@ class Mutation(NamedTuple):
     position: int
     wild_type: int
     mutant: int
+
+
+def changes_of(text: str, place: str) -> list[Change]:
+    """What a variant changes, none for the wild type itself; raises UserError, naming `place`, where it is none."""
+    if text.strip().lower() in _UNCHANGED:
+        return []
+    changes = [_change(part.strip(), place) for part in _SEPARATORS.split(text.strip())]
+    numbers = [change.number for change in changes]
+    for number in numbers:
+        if numbers.count(number) > 1:
+            raise UserError(f"{place}: {text!r} changes position {number} twice; give one letter for it")
+    return changes
+
+
+def _change(text: str, place: str) -> Change:
+    match = _MUTATION.fullmatch(text)
+    if match:
+        return Change(match[1].upper(), int(match[2]), match[3].upper(), text)
+    if _STOP.fullmatch(text):
+        raise UserError(f"{place}: {text!r} is a stop codon, of which the model knows nothing; leave the row out")
+    if _INDEL.fullmatch(text):
+        raise UserError(
+            f"{place}: {text!r} is a deletion or an insertion, and only substitutions, such as A42G, have these "
+            "scores; leave the row out, or compare whole proteins with `score perplexity`"
+        )
+    raise UserError(
+        f"{place}: {text!r} is no mutation; expected the wild type's letter, the position and the new letter, "
+        "as A42G, several of them with ':' between"
+    )
 
 
 @dataclass(frozen=True)
@@ -47,28 +85,18 @@ class WildType:
     tokenizer: Tokenizer
 
     def parse(self, text: str, place: str) -> list[Mutation]:
-        """The mutations of one variant; raises UserError, naming `place`, where it is none of this protein.
+        """The mutations of one variant; raises UserError, naming `place`, where it is none of this protein."""
+        return [self._mutation(change, place) for change in changes_of(text, place)]
 
-        The wild type itself has no mutations.
-        """
-        if text.strip().lower() in _UNCHANGED:
-            return []
-        mutations = [self._parse_one(part.strip(), place) for part in text.strip().split(SEPARATOR)]
-        positions = [mutation.position for mutation in mutations]
+    def mutated(self, mutations: Sequence[Mutation]) -> str:
+        """The letters of the variant."""
+        letters = list(self.letters)
         for mutation in mutations:
-            if positions.count(mutation.position) > 1:
-                number = mutation.position + self.first
-                raise UserError(f"{place}: {text!r} changes position {number} twice; give one letter for it")
-        return mutations
+            letters[mutation.position] = self.tokenizer.tokens[mutation.mutant]
+        return "".join(letters)
 
-    def _parse_one(self, text: str, place: str) -> Mutation:
-        match = _MUTATION.fullmatch(text)
-        if not match:
-            raise UserError(
-                f"{place}: {text!r} is no mutation; expected the wild type's letter, the position and the new letter, "
-                f"as A42G, several of them with {SEPARATOR!r} between"
-            )
-        before, number, after = match[1].upper(), int(match[2]), match[3].upper()
+    def _mutation(self, change: Change, place: str) -> Mutation:
+        before, number, after, text = change
         last = self.first + len(self.letters) - 1
         if not self.first <= number <= last:
             raise UserError(
@@ -92,64 +120,22 @@ class WildType:
         return {self.tokenizer.tokens[i]: i for i in self.tokenizer.residue_ids.tolist()}
 
 
-class VariantTable:
-    """A CSV or TSV file with column names and a column of variants, read as often as needed."""
-
-    def __init__(self, path: Path, column: str) -> None:
-        self.path = path
-        self.column = column
-
-    def rows(self) -> Iterator[tuple[str, dict[str, str]]]:
-        """Yield (place for messages, the row); raises UserError where the table lacks the column or is damaged."""
-        separator = "\t" if self.path.suffix.lower() in (".tsv", ".tab") else ","
-        csv.field_size_limit(2**31 - 1)
-        num_rows = 0
-        if self.path.exists() and not self.path.is_file():
-            raise UserError(f"{self.path}: is no file; give the list of variants as one, since it is read twice")
-        try:
-            with self.path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file, delimiter=separator, strict=True)
-                self._check_header(reader.fieldnames)
-                for row in reader:
-                    place = f"{self.path}, line {reader.line_num}"
-                    if None in row or None in row.values():
-                        raise UserError(f"{place}: the row has not as many fields as there are column names")
-                    num_rows += 1
-                    yield place, row
-        except OSError as error:
+def undone(mutated: str, changes: Sequence[Change], first: int, place: str) -> str:
+    """The wild type of a protein with these changes; raises UserError where it does not have them."""
+    letters = list(mutated.upper())
+    for before, number, after, text in changes:
+        if not first <= number < first + len(letters):
             raise UserError(
-                f"{self.path}: cannot be read: {error.strerror or error}; give the list of variants"
-            ) from None
-        except UnicodeDecodeError:
-            raise UserError(f"{self.path}: not UTF-8 text; expected a CSV file of variants") from None
-        except csv.Error as error:
-            raise UserError(
-                f"{self.path}, line {reader.reader.line_num}: {error}; expected a CSV file of variants"
-            ) from None
-        if not num_rows:
-            raise UserError(f"{self.path}: holds no variant; expected a row for each below the column names")
-
-    def _check_header(self, names: Sequence[str] | None) -> None:
-        if not names:
-            raise UserError(f"{self.path}: empty; expected a CSV file with a column {self.column!r}")
-        if list(names).count(self.column) != 1:
-            raise UserError(
-                f"{self.path} has no column {self.column!r}, or several: its columns are {', '.join(names)}"
-                f"{suggestion(self.column, names)}; name the column of the variants with --mutant-column"
+                f"{place}: {text}: there is no position {number} in the mutated sequence, which has {first} to "
+                f"{first + len(letters) - 1}; --first-position says where its numbers begin"
             )
-
-
-def needed_positions(wild_type: WildType, table: VariantTable, score: str) -> npt.NDArray[np.int64]:
-    """The positions, from 0, that the variants of a table change, in order; reads and checks all of them.
-
-    Raises UserError also where the table has a column `score`, which is to be written.
-    """
-    found: set[int] = set()
-    for place, row in table.rows():
-        if score in row:
-            raise UserError(f"{table.path} has a column {score!r} already, the name of the scores; rename it there")
-        found.update(mutation.position for mutation in wild_type.parse(row[table.column], place))
-    return np.array(sorted(found), dtype=np.int64)
+        if letters[number - first] != after:
+            raise UserError(
+                f"{place}: {text}: the mutated sequence has {letters[number - first]} at position {number}, not "
+                f"{after}; give --first-position if its numbers begin elsewhere, or the wild type with --wild-type"
+            )
+        letters[number - first] = before
+    return "".join(letters)
 
 
 def variant_scorer(
@@ -167,3 +153,16 @@ def variant_scorer(
         return float(sum(log_p_V[m.mutant] - log_p_V[m.wild_type] for log_p_V, m in rows))
 
     return score
+
+
+def spearman(some: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> float:
+    """Spearman's rank correlation, equal values sharing the mean of their ranks; NaN where one side is constant."""
+    a, b = (_mean_ranks(values) for values in (some, others))
+    a, b = a - a.mean(), b - b.mean()
+    spread = np.sqrt((a * a).sum() * (b * b).sum())
+    return float((a * b).sum() / spread) if spread else float("nan")
+
+
+def _mean_ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[group]

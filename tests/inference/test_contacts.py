@@ -2,6 +2,7 @@
 
 import struct
 
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,8 @@ from transformers import EsmForMaskedLM
 
 from megatron_plm.convert.command import main as convert
 from megatron_plm.convert.pretrained import load_pretrained
-from megatron_plm.inference.contacts import contact_map
+from megatron_plm.inference.contacts import _draw, contact_map
+from megatron_plm.inference.proteins import Protein
 from megatron_plm.inference.runner import Runner
 
 TOLERANCE = 1e-5  # both compute in fp32; probabilities
@@ -100,6 +102,21 @@ def test_the_model_is_as_before_after_a_map(peer):
     before = [type(block.attention.attend) for block in pretrained.model.encoder.blocks.values()]
     contact_map(runner, runner.contact_head, pretrained.tokenizer.encode("MKV"))
     assert [type(block.attention.attend) for block in pretrained.model.encoder.blocks.values()] == before
+
+
+def test_a_picture_has_a_pixel_for_each_residue_and_any_name(tmp_path, recwarn):
+    name = "蛋白 $x$ \\frac " + "long " * 40
+    _draw(tmp_path / "map.png", Protein(name, np.zeros(900, np.int64)), np.eye(900, dtype=np.float32))
+    width, height = png_size(tmp_path / "map.png")
+    assert min(width, height) > 900
+    # The diagonal, one pixel wide at least, is one dark stretch a row: 900 rows of the map's own.
+    pixels = matplotlib.image.imread(tmp_path / "map.png")[..., :3].sum(-1)
+    left, top = np.array([0.7, 0.3]) / 4.8 * height  # inches of the map's corner
+    inside = pixels[
+        round(top) + 5 : round(top + height / 4.8 * 4) - 5, round(left) + 5 : round(left + height / 4.8 * 4) - 5
+    ]
+    assert (inside.min(1) < 1.0).all()
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_a_checkpoint_without_contact_head_is_refused(tmp_path, capsys):

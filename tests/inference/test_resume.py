@@ -1,9 +1,7 @@
 """A killed run goes on, and ends with the bytes that an uninterrupted one writes."""
 
-import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,23 +9,9 @@ from pathlib import Path
 import pytest
 from inference_sample import peer_checkpoint, random_sequences, run, write_fasta
 from processes import environment, wait_for
+from stopped_runs import SLOW, journal, killed
 
 SEQUENCES = random_sequences([20 + 7 * (n % 11) for n in range(150)], seed=3)
-# One row a group and a commit after each, and time enough between them to be killed in.
-SLOW = """
-import sys, time
-from megatron_plm.errors import run_command
-from megatron_plm.inference import resumable, runner
-resumable.COMMIT_SECONDS = 0
-for name in ("hidden_states", "log_probabilities"):
-    def slow(*arguments, plain=getattr(runner.Runner, name)):
-        time.sleep(0.03)
-        return plain(*arguments)
-    setattr(runner.Runner, name, slow)
-import importlib
-from megatron_plm.cli import VERBS
-sys.exit(run_command(importlib.import_module(VERBS[sys.argv[1]][0]).main, sys.argv[2:]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -41,22 +25,6 @@ def folder(tmp_path_factory):
 def flags(folder: Path, output: Path) -> list[str]:
     base = ["--checkpoint", folder / "model", "--input", folder / "in.fasta", "--output", output]
     return [*map(str, base), "--max-length", "200", "--batch-tokens", "200"]
-
-
-def journal(output: Path) -> dict:
-    path = output.with_name(f"{output.name}.partial") / "journal.json"
-    return json.loads(path.read_text()) if path.exists() else {"records": 0}
-
-
-def killed(argv: list[str], output: Path, records: int) -> None:
-    """Run the command until so many proteins are certain, and kill it."""
-    process = subprocess.Popen([sys.executable, "-c", SLOW, *argv], env=environment())
-    try:
-        wait_for(lambda: journal(output)["records"] >= records, "work", process=process, seconds=200)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert not output.exists()
 
 
 POOLINGS = ["--pooling", "mean", "residues", "--layers", "1", "-1"]

@@ -134,9 +134,12 @@ OTHER = "W" if SEQUENCE[1] != "W" else "C"
         (f"{SEQUENCE[0]}41A", "there is no position 41"),
         ("", "'' is no mutation; expected"),
         (f"{SEQUENCE[0]}1", "is no mutation"),
-        (f"{SEQUENCE[0]}1A,{SEQUENCE[1]}2A", "is no mutation"),
         (f"{SEQUENCE[0]}1A:", "'' is no mutation"),
-        (f"{SEQUENCE[0]}1*", "is no mutation"),
+        (f"{SEQUENCE[0]}1A:{SEQUENCE[1]}2A,", "'' is no mutation"),
+        (f"{SEQUENCE[0]}1*", "is a stop codon"),
+        (f"{SEQUENCE[0]}1-", "is a deletion or an insertion"),
+        (f"{SEQUENCE[0]}1del", "is a deletion or an insertion"),
+        (f"{SEQUENCE[1]}2A:1_2insG", "is a deletion or an insertion"),
         (f"WT:{SEQUENCE[0]}1A", "'WT' is no mutation"),
         (f"{SEQUENCE[0]}1J", "the model's vocabulary has no letter J"),
         (f"{SEQUENCE[0]}1A:{SEQUENCE[0]}1C", "changes position 1 twice"),
@@ -181,5 +184,3 @@ def test_a_wild_type_file_with_several_proteins_is_refused(peer, tmp_path, capsy
     base = ["--checkpoint", folder / "model", "--variants", table, "--output", tmp_path / "out.csv"]
     assert run("score", "variants", *base, "--wild-type", several) == 2
     assert "two.fasta holds several proteins" in capsys.readouterr().err
-    assert run("score", "variants", *base) == 2
-    assert "--wild-type --sequence is required" in capsys.readouterr().err

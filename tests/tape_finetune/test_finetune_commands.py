@@ -109,13 +109,18 @@ def test_dropout_acts_in_training_alone_and_by_the_seed(freeze, dropout_checkpoi
     assert again["splits"] == first["splits"]
 
 
-def test_proteins_longer_than_the_learned_positions_are_cropped_and_counted(dropout_checkpoint, peptide_dir, tmp_path):
+def test_proteins_longer_than_the_learned_positions_are_cropped_and_counted(
+    dropout_checkpoint, peptide_dir, tmp_path, capsys
+):
     flags = ["--data_dir", peptide_dir, *CSV, "--from_pretrained", dropout_checkpoint, *FEW]
     directory, results = _train(tmp_path, "transformer", "csv", *flags)
     with (peptide_dir / "test.csv").open() as file:
         longer = sum(len(row["sequence"]) > 18 for row in csv.DictReader(file))
     assert results["splits"]["test"]["cropped"] == longer > 0
+    assert json.loads((directory / "run.json").read_text())["max_length"] == 18
+    capsys.readouterr()
     assert evaluate.main(["transformer", "csv", str(directory), "--split", "test"]) == 0
+    assert f"{longer} cropped" in capsys.readouterr().out
     with pytest.raises(UserError, match="--max_length 19: the model has learned positions for 18 residues"):
         _train(tmp_path, "transformer", "csv", *flags, "--max_length", "19", name="longer")
 

@@ -63,7 +63,7 @@ def _draw_lengths(axes: Any, contents: Contents) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(axis="y")
-    axes.set_xlabel(f"length ({contents.shortest:,} to {contents.longest:,})")
+    axes.set_xlabel(f"length in tokens ({contents.shortest:,} to {contents.longest:,})")
     axes.set_ylabel("sequences a doubling of length")
 
 
