@@ -19,7 +19,7 @@ from megatron_plm.data.progress import Progress, shown_progress
 from megatron_plm.data.statistics import LengthStatistics
 from megatron_plm.errors import UserError
 from megatron_plm.files import encodable
-from megatron_plm.invocation import command_line
+from megatron_plm.invocation import command_line, typeable
 
 _SEQUENCES = 1 << 18  # handled at a time
 _TOKENS = 1 << 22
@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> int | None:
     vocabulary = [] if tokenizer == "esm2" else ["--tokenizer", tokenizer]
     save = f"runs/{Path(options.output_prefix).name}"
     flags = ["--preset", "esm2-8m", *vocabulary, "--data-path", options.output_prefix, "--save", save]
-    print(f"next:            {command_line('pretrain', flags)}")
+    print(f"next:            {typeable('pretrain', flags)}")
     return None
 
 

@@ -14,7 +14,7 @@ from megatron_plm.data.rearrange import Selection
 from megatron_plm.data.report import dataset_lines, file_lines, input_lines, print_lines, selection_lines
 from megatron_plm.data.splits import parse_splits, split_prefix
 from megatron_plm.errors import UserError
-from megatron_plm.invocation import command_line
+from megatron_plm.invocation import command_line, typeable
 from megatron_plm.memory import keep_freed_memory
 from megatron_plm.tokenizers import MODEL_SUFFIX, TOKENIZER_NAMES, Tokenizer, open_tokenizer
 
@@ -143,4 +143,4 @@ def _report(summary: Summary, selection: Selection, prefix: str, tokenizer: Toke
     preset = _PRESETS.get(tokenizer.name)
     model = ["--preset", preset] if preset else ["--preset", "tiny", "--tokenizer", tokenizer.name]
     flags = [*model, "--data-path", train, *valid, "--save", f"runs/{Path(prefix).name}"]
-    print(f"next:            {command_line('pretrain', flags)}")
+    print(f"next:            {typeable('pretrain', flags)}")

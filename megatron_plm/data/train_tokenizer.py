@@ -24,7 +24,7 @@ from megatron_plm.data.records import RecordBatch
 from megatron_plm.data.report import print_lines
 from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_file, write_errors_told
-from megatron_plm.invocation import command_line
+from megatron_plm.invocation import typeable
 from megatron_plm.philox import derive_key
 from megatron_plm.tokenizers import MODEL_SUFFIX, PIECE_LETTERS, SPECIAL_TOKENS, PieceTokenizer, get_tokenizer
 
@@ -153,7 +153,7 @@ def main(argv: Sequence[str]) -> int | None:
     print(f"wrote            {output}")
     prefix = output.with_suffix("")
     flags = ["--input", *options.input, "--tokenizer", output, "--output-prefix", prefix]
-    print(f"next:            {command_line('preprocess-data', flags)}")
+    print(f"next:            {typeable('preprocess-data', flags)}")
     return None
 
 

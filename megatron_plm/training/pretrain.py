@@ -18,7 +18,7 @@ from megatron_plm.config.options import Config
 from megatron_plm.config.problems import problems
 from megatron_plm.errors import RunFailed, UserError, run_command, tell
 from megatron_plm.files import atomic_file
-from megatron_plm.invocation import EXIT_CODE_FILE, command_line
+from megatron_plm.invocation import EXIT_CODE_FILE, command_line, typeable
 from megatron_plm.kernels.linear import linear_path
 from megatron_plm.machine import package_versions, processor_name
 from megatron_plm.memory import keep_freed_memory
@@ -204,18 +204,18 @@ def _say_what_next(run: Run, status: str) -> None:
     if directory is None:
         print(f"{status}; nothing was saved, as --save was not given")
     elif status == "interrupted":
-        again = command_line("pretrain", ["--config", directory / CONFIG_FILE, "--load", directory])
+        again = typeable("pretrain", ["--config", directory / CONFIG_FILE, "--load", directory])
         print(f"interrupted, saved at step {run.progress.step}\nnext: {again}")
     elif not run.datasets.tokenizer.one_letter_a_token or run.config.model.objective == "clm":
         # no other format has its tokens, or its objective
         more = ["--config", directory / CONFIG_FILE, "--load", directory]
         more += ["--train-iters", 2 * run.config.training.train_iters]
-        print(f"wrote {directory}\nnext: {command_line('pretrain', more)}")
+        print(f"wrote {directory}\nnext: {typeable('pretrain', more)}")
     else:
         model = run.config.model  # none of transformers' has learned positions and norms before attention and MLP
         target = "proteinlm-tape" if model.max_position_embeddings and model.norm_placement == "pre" else "huggingface"
         flags = ["--from", "native", "--to", target, "--input", directory, "--output", f"out/{directory.name}"]
-        print(f"wrote {directory}\nnext: {command_line('convert-checkpoint', flags)}")
+        print(f"wrote {directory}\nnext: {typeable('convert-checkpoint', flags)}")
 
 
 if __name__ == "__main__":

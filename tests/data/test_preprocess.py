@@ -108,7 +108,7 @@ def test_another_tokenizer_gives_its_ids_and_names_itself(folder: Path, capsys: 
     dataset = IndexedDataset(folder / "out" / "p")
     assert dataset[2].tolist() == get_tokenizer("tape-iupac").encode(SEQUENCES[2]).tolist()
     assert dataset.metadata["tokenizer"]["name"] == "tape-iupac"
-    assert "--preset esm2-8m --tokenizer tape-iupac --data-path" in capsys.readouterr().out
+    assert "--preset tape-transformer --data-path" in capsys.readouterr().out
 
 
 def test_several_files_plain_and_compressed_follow_each_other_in_order(folder: Path) -> None:

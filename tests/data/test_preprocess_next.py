@@ -36,7 +36,7 @@ def test_the_next_command_pretrains_on_this_dataset(
     if tokenizer == "own.model":
         write(tmp_path / tokenizer, trained("unigram", vocab_size=150, max_letters=5_000))
     assert run(tmp_path, "--tokenizer", tokenizer, "--output-prefix", "out/p", *flags) == 0
-    (typed,) = re.findall(r"next: +launch/pretrain\.sh (.*)", capsys.readouterr().out)
+    (typed,) = re.findall(r"next: +\S*launch/pretrain\.sh (.*)", capsys.readouterr().out)
     words = shlex.split(typed)
     config, _ = load_config(words)
     assert problems(config) == []

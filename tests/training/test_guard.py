@@ -34,7 +34,7 @@ def test_a_signal_saves_and_the_run_goes_on_bitwise(number, one_process, pair_da
     assert (records(tmp_path, "end")[-1]["status"], records(tmp_path, "end")[-1]["step"]) == ("interrupted", 7)
     assert checkpoint(tmp_path).resolve() == checkpoint(tmp_path, 7)
     assert records(tmp_path, "valid") == [], "there may be no time for it"
-    (command,) = re.findall(r"next: launch/pretrain.sh (.*)", capsys.readouterr().out)
+    (command,) = re.findall(r"next: \S*launch/pretrain.sh (.*)", capsys.readouterr().out)
     monkeypatch.setattr(loop, "train_step", train_step)
     assert pretrain(*shlex.split(command)) == 0
     assert same_bits(read_tensors(checkpoint(tmp_path)), read_tensors(checkpoint(one_process / "plain")))

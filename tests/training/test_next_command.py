@@ -31,7 +31,7 @@ def test_a_family_has_a_format_to_go_to(
     write_dataset(tmp_path / "data", pair_proteins(40, seed=1), tokenizer=tokenizer)
     flags, target = FAMILIES[tokenizer]
     assert pretrain(*flags, *SMALL, "--data-path=data") == 0
-    (command,) = re.findall(r"next: python tools/convert_checkpoint\.py (.*)", capsys.readouterr().out)
+    (command,) = re.findall(r"next: python \S*tools/convert_checkpoint\.py (.*)", capsys.readouterr().out)
     assert shlex.split(command)[3] == target
     assert run_command(convert, shlex.split(command)) == 0
 
@@ -42,5 +42,5 @@ def test_a_model_of_next_residues_has_none_and_is_trained_on(
     monkeypatch.chdir(tmp_path)
     write_dataset(tmp_path / "data", pair_proteins(40, seed=1))
     assert pretrain(*SMALL, "--objective=clm", "--no-token-dropout", "--data-path=data") == 0
-    (command,) = re.findall(r"next: launch/pretrain\.sh (.*)", capsys.readouterr().out)
+    (command,) = re.findall(r"next: \S*launch/pretrain\.sh (.*)", capsys.readouterr().out)
     assert pretrain(*shlex.split(command)) == 0
