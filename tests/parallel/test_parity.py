@@ -1,14 +1,24 @@
 """Every kind of layout trains as one process does: the cases of `tools/benchmark.py parity`, on a small model."""
 
+from dataclasses import replace
+
 import pytest
 
 from megatron_plm.benchmark.parity import BARS, compare
 from megatron_plm.benchmark.parity_cases import ALONE, CASES, SHAPE
 
-# As long as what is measured, and smaller: the time goes into the passes of messages.
-SMALL = [*SHAPE.split(), "--num-layers=5", "--hidden-size=40", "--ffn-hidden-size=80", "--seq-length=64", "--lr=3e-3"]
+# As long as what is measured, and smaller: the time goes into passes of messages, block by block.
+SMALL = [*SHAPE.split(), "--num-layers=3", "--hidden-size=40", "--ffn-hidden-size=80", "--seq-length=64", "--lr=3e-3"]
 STEPS = 20
-TESTED = [case for case in CASES if not case.again]
+
+
+def small(case):
+    """The case for three blocks: four stages have to be told how to share them. (test_layouts_go_on.py has five.)"""
+    four_stages = any(word in case.words for word in ("interleaved", "zbv")) or "PP4" in case.name
+    return replace(case, flags=f"{case.flags} --pipeline-layout 1,1,1,0") if four_stages else case
+
+
+TESTED = [small(case) for case in CASES if not case.again]
 
 
 @pytest.fixture(scope="module")
