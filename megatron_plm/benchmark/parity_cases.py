@@ -79,7 +79,7 @@ _ESM2 = (
 )  # fmt: skip
 
 # What every model is trained at: each kind of parallelism, alone and beside others.
-_EVERY_MODEL = (
+EVERY_MODEL = (
     "accumulation", "full recomputation",
     "DP2", "FSDP2, 2 shards", "TP2", "TP2+SP", "CP2", "PP2 1f1b", "PP2 interleaved", "PP2 zbv",
     "DP4", "HSDP 2 x 2", "TP4", "PP4 1f1b", "TP2 x PP2", "TP2+SP x FSDP2", "PP2 x FSDP2", "TP2+SP x CP2",
@@ -94,7 +94,8 @@ def _as(model: str, case: Case) -> Case:
     return Case(f"{model}: {case.name}", case.processes, case.flags, case.name not in _TESTED[model], model)
 
 
-CASES = (*_ESM2, *(_as(model, case) for model in _TESTED for case in _ESM2 if case.name in _EVERY_MODEL))
+_NAMED = {case.name: case for case in _ESM2}
+CASES = (*_ESM2, *(_as(model, _NAMED[name]) for model in _TESTED for name in EVERY_MODEL))
 ALONE = {
     model: Case("one process" if model == "ESM-2" else f"{model}: one process", 1, "", model=model) for model in MODELS
 }

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from megatron_plm.benchmark.parity import BARS, compare
-from megatron_plm.benchmark.parity_cases import ALONE, CASES, SHAPE
+from megatron_plm.benchmark.parity_cases import ALONE, CASES, EVERY_MODEL, SHAPE
 
 # As long as what is measured, and smaller: the time goes into passes of messages, block by block.
 SMALL = [*SHAPE.split(), "--num-layers=3", "--hidden-size=40", "--ffn-hidden-size=80", "--seq-length=64", "--lr=3e-3"]
@@ -25,6 +25,13 @@ TESTED = [small(case) for case in CASES if not case.again]
 def found(pair_data):
     shared = [*SMALL, f"--train-iters={STEPS}", f"--data-path={pair_data.train}"]
     return compare(TESTED, shared, STEPS, lambda _: None)
+
+
+def test_no_kind_of_layout_is_left_to_the_benchmark():
+    assert {case.name for case in TESTED} >= set(EVERY_MODEL)
+    assert {case.name for case in CASES} >= {
+        f"{model}: {name}" for model in ("TAPE", "AMPLIFY") for name in EVERY_MODEL
+    }
 
 
 @pytest.mark.timeout(900)
