@@ -84,9 +84,9 @@ def two_processes(pair_data, one_process, tmp_path_factory) -> TwoProcesses:
     """Runs in two processes that share a model by FSDP2, started once for all tests (two_process_work.py)."""
     import torch
     from pretraining_runs import in_processes
-    from two_process_work import GRADIENT_LAYOUTS, work
+    from two_process_work import GRADIENTS, work
 
     folder = tmp_path_factory.mktemp("two_processes")
-    in_processes(2, functools.partial(work, pair_data.flags, one_process), folder, groups=11 + len(GRADIENT_LAYOUTS))
+    in_processes(2, functools.partial(work, pair_data.flags, one_process), folder, groups=11 + len(GRADIENTS))
     probes = [torch.load(folder / f"probe_{rank}.pt", weights_only=True) for rank in range(2)]
     return TwoProcesses(folder, probes)

@@ -8,6 +8,7 @@ import torch
 from pretraining_runs import checkpoint, meet_anew, pretrain, run_each
 from torch.distributed.tensor import DTensor
 
+from megatron_plm.benchmark.parity_cases import MODELS
 from megatron_plm.config.load import load_config
 from megatron_plm.model.heads import summed_cross_entropy
 from megatron_plm.parallel.mesh import joined_world
@@ -22,6 +23,14 @@ GRADIENT_LAYOUTS = {
     "cp": ["--context-parallel-size=2"],
     "pp": ["--pipeline-model-parallel-size=2", "--micro-batch-size=2"],
 }
+GRADIENT_MODELS = {  # three heads, of which context parallelism over two processes makes four
+    **{name: flags.split() for name, flags in MODELS.items()},
+    "three heads": ["--hidden-size=36", "--num-attention-heads=3"],
+}
+GRADIENTS = [
+    *(("ESM-2", layout) for layout in GRADIENT_LAYOUTS),
+    ("TAPE", "tp_sp"), ("TAPE", "cp"), ("AMPLIFY", "tp_sp"), ("three heads", "cp"),
+]  # fmt: skip
 BF16_LAYOUTS = {
     "tp": ["--tensor-model-parallel-size=2", "--sequence-parallel"],
     "cp": ["--context-parallel-size=2"],
@@ -51,9 +60,10 @@ def work(flags: list[str], one_process: Path, folder: Path) -> None:
     meet_anew()
     results = probe(flags)
     results["gradients_at"] = {}
-    for name, layout in GRADIENT_LAYOUTS.items():
+    for model, layout in GRADIENTS:
         meet_anew()
-        results["gradients_at"][name] = whole_gradients([*flags, *layout])
+        found = whole_gradients([*flags, *GRADIENT_MODELS[model], *GRADIENT_LAYOUTS[layout]])
+        results["gradients_at"][f"{model} {layout}"] = found
     torch.save({"codes": codes, **results}, folder / f"probe_{results['rank']}.pt")
 
 

@@ -4,7 +4,18 @@ import functools
 from pathlib import Path
 
 import pytest
-from layout_work import BEGIN, GO_ON, LAYOUTS, NUM_RUNS, OTHER_VOCABULARY, RUN, other_vocabulary, work
+from layout_work import (
+    BEGIN,
+    GO_ON,
+    IMPORTED,
+    LAYOUTS,
+    OTHER_MODELS,
+    OTHER_VOCABULARY,
+    RUN,
+    other_vocabulary,
+    planned,
+    work,
+)
 from pretraining_runs import (
     checkpoint,
     column,
@@ -17,6 +28,7 @@ from pretraining_runs import (
 from safetensors.torch import load_file
 from sample_proteins import pair_proteins, write_dataset
 
+from megatron_plm.benchmark.parity_cases import MODELS
 from megatron_plm.convert.command import main as converter
 from megatron_plm.errors import run_command
 
@@ -44,7 +56,8 @@ def imported(alone, tmp_path_factory) -> Path:
 def folder(pair_data, alone, imported, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("layouts")
     write_dataset(folder / "iupac", pair_proteins(60, seed=3), tokenizer="tape-iupac")
-    in_processes(4, functools.partial(work, pair_data.flags, alone, imported), folder, groups=NUM_RUNS, seconds=290)
+    runs = planned(alone, imported, folder)
+    in_processes(4, functools.partial(work, pair_data.flags, runs), folder, groups=len(runs), seconds=290)
     return folder
 
 
@@ -80,6 +93,19 @@ def test_every_layout_goes_on_where_every_other_stopped(folder, alone, source, t
     assert column(run, "train", "grad_norm") == pytest.approx(column(alone, "train", "grad_norm")[5:], rel=GRAD_NORM)
 
 
+@pytest.mark.parametrize("model", OTHER_MODELS)
+def test_other_models_go_on_at_another_layout_too(folder, model, pair_data, tmp_path):
+    assert pretrain(*pair_data.flags, *RUN, *MODELS[model].split(), f"--save={tmp_path}") == 0
+    run = folder / f"{model}_on"
+    for quantity, tolerance in (("loss", LOSS), ("grad_norm", GRAD_NORM)):
+        expected = column(tmp_path, "train", quantity)[5:]
+        assert column(run, "train", quantity) == pytest.approx(expected, rel=tolerance)
+    assert column(run, "valid", "loss") == pytest.approx(column(tmp_path, "valid", "loss")[1:], rel=1e-5)
+    tensors, expected = (read_tensors(checkpoint(path)) for path in (run, tmp_path))
+    for prefix in ("model.", "optimizer."):
+        assert largest_relative_difference(tensors, expected, prefix) < WEIGHTS
+
+
 def test_four_stages_with_a_layout_of_their_own_go_on_from_one_process(folder, alone):
     run = folder / "pp4_from_one"
     assert column(run, "train", "loss") == pytest.approx(column(alone, "train", "loss")[5:], rel=LOSS)
@@ -108,7 +134,7 @@ def test_what_a_layout_exports_is_what_one_process_exports(folder, alone, name, 
     assert configurations[0] == configurations[1]
 
 
-@pytest.mark.parametrize("name", ["tp_pp", "pp_zbv"])
+@pytest.mark.parametrize("name", IMPORTED)
 def test_an_imported_checkpoint_begins_a_layouts_run_as_it_begins_one_process(folder, alone, imported, name, pair_data):
     run = folder / "one_imported"
     if not run.exists():

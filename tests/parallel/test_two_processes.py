@@ -4,7 +4,7 @@ import pytest
 import torch
 from pretraining_runs import checkpoint, column, largest_relative_difference, pretrain, read_tensors, records, same_bits
 from torch import nn
-from two_process_work import BF16_LAYOUTS, CLIP, GRADIENT_LAYOUTS, whole_gradients
+from two_process_work import BF16_LAYOUTS, CLIP, GRADIENT_MODELS, GRADIENTS, whole_gradients
 
 from megatron_plm.benchmark.parity import relative_difference
 from megatron_plm.config.load import load_config
@@ -134,19 +134,20 @@ def test_clipping_shards_is_clipping_the_whole(two_processes, rank):
 
 @pytest.fixture(scope="module")
 def gradients_alone(pair_data):
-    return whole_gradients(pair_data.flags)
+    return {model: whole_gradients([*pair_data.flags, *more]) for model, more in GRADIENT_MODELS.items()}
 
 
-@pytest.mark.parametrize("name", GRADIENT_LAYOUTS)
-def test_every_gradient_on_every_process_is_that_of_one_process(two_processes, gradients_alone, name):
+@pytest.mark.parametrize(("model", "layout"), GRADIENTS)
+def test_every_gradient_on_every_process_is_that_of_one_process(two_processes, gradients_alone, model, layout):
     """Also those of what is held by all, as norms, biases, embedding and head are under tensor parallelism: there it is
     that parts of a sum get lost or count twice, which shows in the norm of all gradients only a little."""
-    found = [probe["gradients_at"][name] for probe in two_processes.probes]
+    alone = gradients_alone[model]
+    found = [probe["gradients_at"][f"{model} {layout}"] for probe in two_processes.probes]
     # A pipeline's processes have the parameters of their stages, any others all.
-    assert set().union(*found) - {"copy of encoder.embedding.tokens.weight"} == gradients_alone.keys()
-    assert name == "pp" or found[0].keys() == found[1].keys()
+    assert set().union(*found) - {"copy of encoder.embedding.tokens.weight"} == alone.keys()
+    assert layout == "pp" or found[0].keys() == found[1].keys()
     differences = {
-        f"{parameter} on {rank}": relative_difference(gradient, gradients_alone[parameter.removeprefix("copy of ")])
+        f"{parameter} on {rank}": relative_difference(gradient, alone[parameter.removeprefix("copy of ")])
         for rank, gradients in enumerate(found)
         for parameter, gradient in gradients.items()
     }
