@@ -18,8 +18,9 @@ DEMO := demo
 demo: $(DEMO)/.evaluated
 	$(PY) tools/report.py --pretraining $(DEMO)/run --results $(DEMO)/results/* --output $(DEMO)/report/report.html
 
+# Two processes: much of a test is starting programs. A file stays with one of them, which makes its datasets once.
 test: $(VENV)/.test
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.test
 	$(PY) -m ruff check .
