@@ -1,7 +1,10 @@
 """Training of a task model: epochs over the labelled proteins, the best one kept.
 
 One optimizer step is `batch_size` proteins. Their loss is the sum over their labels divided by the number of labels,
-however many passes (`accumulation`) the step is cut into. Gradients are cleared after every step.
+however many passes (`accumulation`) and processes the step is cut into. Gradients are cleared after every step.
+
+Every process has the whole model and all examples. Each computes the gradient of its share of a batch, all add them up,
+and so take the same steps.
 """
 
 import math
@@ -10,10 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from megatron_plm.data.order import permute
 from megatron_plm.errors import RunFailed, UserError
+from megatron_plm.parallel.mesh import World
 from megatron_plm.philox import derive_key
 from megatron_plm.training.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from megatron_plm.training.schedule import learning_rate
@@ -61,11 +66,13 @@ def fit(
     report: Callable[[Epoch], None],
 ) -> list[Epoch]:
     """Train, and leave the model with the weights of the epoch that is best on `valid`; `report` gets each epoch.
+    Collective.
 
     Raises RunFailed where training diverges: at the step whose loss or gradient is not finite, or at the end of the
     epoch whose last step left such weights or outputs.
     """
     calibrate(model, train, options.seed)
+    world = train.world
     optimizer = build_optimizer(
         model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.999)
     )
@@ -84,8 +91,9 @@ def fit(
             set_learning_rate(
                 optimizer, learning_rate(step, peak=peak, minimum=0.0, warmup=warmup, total=total, style="linear")
             )
-            parts = [part.tolist() for part in np.array_split(batch, options.accumulation) if len(part)]
-            torch.manual_seed(derive_key("finetune dropout", options.seed, step))
+            parts = [part.tolist() for part in np.array_split(batch, options.accumulation * world.size)]
+            # What dropout draws is each process's own.
+            torch.manual_seed(derive_key("finetune dropout", options.seed, step, *([world.rank] if world.rank else [])))
             batch_loss, batch_labels, norm = train_step(model, task, train, parts, optimizer, options.max_grad_norm)
             if not math.isfinite(batch_loss + norm):
                 raise _diverged(f"epoch {number}, step {index + 1}", f"loss {batch_loss:g} and gradient norm {norm:g}")
@@ -111,21 +119,27 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     max_grad_norm: float,
 ) -> tuple[float, int, float]:
-    """One optimizer step over the examples of all `parts`, a forward and backward pass each.
+    """One optimizer step over the examples of all `parts`, a forward and backward pass each; the processes share the
+    parts among them. Collective.
 
-    Returns the summed loss, the number of labels and the norm of the gradient before clipping. A batch without any
-    label changes nothing.
+    Returns the summed loss, the number of labels and the norm of the gradient before clipping, the same everywhere. A
+    batch without any label changes nothing.
     """
+    world = source.world
     num_labels = sum(task.num_labels(example) for part in parts for example in source.chosen(part))
     if num_labels == 0:
         return 0.0, 0, 0.0
     loss_sum = 0.0
     model.train()
-    for part in parts:
+    for part in parts[world.rank :: world.size]:
+        if not part:
+            continue
         loss = task.loss(source.outputs(part), source.chosen(part))
         (loss / num_labels).backward()
         loss_sum += loss.item()
     model.eval()
+    _sum_gradients(model, world)
+    (loss_sum,) = world.sum(loss_sum)
     norm = clip_gradients(model.parameters(), max_grad_norm).item()
     optimizer.step()
     optimizer.zero_grad()
@@ -144,6 +158,19 @@ def calibrate(model: TaskModel, train: Source, seed: int) -> None:
     if not features.isfinite().all():
         raise UserError("--from_pretrained: the model's features are not numbers; give a checkpoint that is intact")
     model.head.standardize.fit(features)
+
+
+def _sum_gradients(model: nn.Module, world: World) -> None:
+    """Add up the gradients of all processes; one that a process has none of counts as 0. Collective."""
+    if world.size == 1:
+        return
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    together = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(together)
+    pieces = together.split([parameter.numel() for parameter in trained])
+    for parameter, piece in zip(trained, pieces, strict=True):
+        parameter.grad = piece.view_as(parameter)
 
 
 def is_better(value: float, best: float, lower_is_better: bool) -> bool:

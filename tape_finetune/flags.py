@@ -15,8 +15,8 @@ TAPE_ONLY = {
     "model_config_file": "a checkpoint says its own architecture; give --from_pretrained to tape_train",
     "vocab_file": "a checkpoint says its own vocabulary; leave it out",
     "tokenizer": "a checkpoint says its own vocabulary; leave it out",
-    "local_rank": "one process does the work; leave it out",
-    "nproc_per_node": "one process does the work; leave it out",
+    "local_rank": "torchrun tells each process its own; start tape_train.py with it and leave this out",
+    "nproc_per_node": "it is a flag of torchrun, which starts tape_train.py",
     "log_level": "the output has one level; leave it out",
     "debug": "the output has one level; leave it out",
 }

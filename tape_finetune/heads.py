@@ -105,7 +105,7 @@ class ConvHead(Head):
         # All proteins in one row, so far apart that no window reaches over a gap of zeros.
         gap = 2
         protein = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-        index_R = torch.arange(len(features)) + gap * protein
+        index_R = (torch.arange(len(features)) + gap * protein).to(features.device)
         row = features.new_zeros(len(features) + gap * len(lengths), features.shape[1])
         is_residue = features.new_zeros(len(row)).index_fill(0, index_R, 1.0)
         row = row.index_copy(0, index_R, self.standardize(features))
@@ -161,4 +161,4 @@ class LinearContactHead(Head):
 
 def mean_over_residues(features: Tensor, lengths: Sequence[int]) -> Tensor:
     """The mean feature vector of each protein: [R, D] → [n, D]."""
-    return torch.segment_reduce(features, "mean", lengths=torch.tensor(lengths), axis=0)
+    return torch.segment_reduce(features, "mean", lengths=torch.tensor(lengths, device=features.device), axis=0)

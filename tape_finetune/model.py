@@ -85,6 +85,11 @@ class TaskModel(nn.Module):
         self.level = level
         self.eval()
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are, all of them."""
+        return next(self.parameters()).device
+
     def features(self, packed: Packed) -> Tensor:
         """What the head reads: [n, D] for the level "protein", else [R, D]."""
         features = self.base(packed)

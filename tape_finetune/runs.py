@@ -112,7 +112,8 @@ def save_run(directory: Path, run: Run) -> None:
         "seed": run.seed,
     }
     write_json(directory / RUN_FILE, document)
-    write_safetensors(run.model.state_dict(), directory / WEIGHTS_FILE)
+    weights = {name: tensor.cpu() for name, tensor in run.model.state_dict().items()}
+    write_safetensors(weights, directory / WEIGHTS_FILE)
 
 
 def load_run(directory: Path, *, base_model: str, task: str) -> Run:

@@ -1,6 +1,7 @@
 """The command tape_train: fine-tune a base model on a labelled task, and score it on every test split."""
 
 import argparse
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_directory
 from megatron_plm.invocation import command_line
 from megatron_plm.memory import keep_freed_memory
+from megatron_plm.parallel.mesh import World, check_devices, joined_world, local_rank, told_once
 from tape_finetune import runs
 from tape_finetune.bootstrap import Interval
 from tape_finetune.data import Split, choose_file
@@ -30,24 +32,45 @@ _LABELS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train as the flags say and write the run directory; raises UserError."""
-    start = time.monotonic()
+    """Train as the flags say and write the run directory; raises UserError.
+
+    Of several processes, which torchrun starts, each reads the data and trains on a share of every batch; the first
+    one writes and speaks.
+    """
     keep_freed_memory()
-    arguments = parse_train_flags(argv)
-    directory = _directory(arguments)
-    runs.check_target(directory, force=arguments.force)
+    try:
+        arguments = parse_train_flags(argv)
+        directory = _directory(arguments)
+        runs.check_target(directory, force=arguments.force)
+        if not arguments.no_cuda:
+            check_devices()
+    except UserError as error:
+        error.told = local_rank() > 0  # all processes of a machine find it alike
+        raise
+    meeting = joined_world(use_gpu=not arguments.no_cuda, description=f"flags = {shlex.join(argv)}")
+    with meeting as world, told_once(world):
+        return _train(arguments, directory, world, argv)
+
+
+def _train(arguments: argparse.Namespace, directory: Path, world: World, argv: Sequence[str]) -> int:
+    start = time.monotonic()
     task = TASKS[arguments.task].from_arguments(arguments)
     base = build_base(arguments.base_model, arguments.from_pretrained, arguments.seed)
     max_length = _max_length(arguments.max_length, base)
     splits = _load_splits(task, arguments, max_length)  # before the head, which may have an output for each class
     run = _build_run(task, base, max_length, arguments)
+    run.model.to(world.device)
     if arguments.force_save != NOT_SAVED:
-        return _save_untrained(run, splits["train"], directory, arguments)
+        if world.is_main:
+            _save_untrained(run, splits["train"], directory, arguments)
+        return 0
 
     in_train = {name: num_in_train(split, splits["train"]) for name, split in splits.items() if name != "train"}
     counts = ", ".join(runs.describe(split, in_train.get(name)) for name, split in splits.items())
     say(f"{task.name} with {run.base_model} and the head {run.head}; proteins: {counts}")
-    scores, epochs = _train_and_score(run, splits, arguments)
+    scores, epochs = _train_and_score(run, splits, arguments, world)
+    if not world.is_main:
+        return 0
     scored = {name: runs.split_result(splits[name], scores[name], in_train[name]) for name in scores}
     results = {
         "task": task.name,
@@ -62,6 +85,8 @@ def main(argv: Sequence[str]) -> int:
         "num_trained_parameters": num_parameters(run.model, trained_only=True),
         "primary_metric": run.primary_metric,
         "note": arguments.note,
+        "num_processes": world.size,
+        "device": world.device.type,
         "splits": scored,
         "epochs": [asdict(epoch) for epoch in epochs],
     }
@@ -117,11 +142,11 @@ def _max_length(given: int | None, base: BaseModel) -> int | None:
 
 
 def _train_and_score(
-    run: runs.Run, splits: Mapping[str, Split], arguments: argparse.Namespace
+    run: runs.Run, splits: Mapping[str, Split], arguments: argparse.Namespace, world: World
 ) -> tuple[dict[str, dict[str, Interval]], list[Epoch]]:
     """The scores of every split but train, and the course of training."""
     model, task = run.model, run.task
-    sources = {name: Source(model, split.examples) for name, split in splits.items()}
+    sources = {name: Source(model, split.examples, world=world) for name, split in splits.items()}
     if arguments.freeze or num_parameters(model.base) == 0:
         model.base.requires_grad_(False)
         for name, source in sources.items():
@@ -133,14 +158,13 @@ def _train_and_score(
     return scores, epochs
 
 
-def _save_untrained(run: runs.Run, train: Split, directory: Path, arguments: argparse.Namespace) -> int:
+def _save_untrained(run: runs.Run, train: Split, directory: Path, arguments: argparse.Namespace) -> None:
     """--force_save: the model as training would find it."""
     calibrate(run.model, Source(run.model, train.examples), run.seed)
     with atomic_directory(directory, force=arguments.force) as aside:
         runs.save_run(aside, run)
     say(f"wrote {directory}: {runs.RUN_FILE}, {runs.WEIGHTS_FILE}, untrained")
     say(f"next: {_eval_command(arguments, directory, 'valid')}")
-    return 0
 
 
 def _print_epoch(run: runs.Run) -> Callable[[Epoch], None]:

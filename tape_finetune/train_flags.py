@@ -84,7 +84,7 @@ def build_parser() -> ArgumentParser:
     add_flag(group, "seed", type=whole_number(0), metavar="N", default=42, help="default: 42")
 
     group = parser.add_argument_group("TAPE's flags for what is done in any case")
-    add_flag(group, "no_cuda", action="store_true", help="train on the CPU")
+    add_flag(group, "no_cuda", action="store_true", help="train on the CPU, also where there is a GPU")
     add_flag(group, "eval_freq", type=int, choices=[1], help="validate after every epoch")
     add_flag(group, "save_freq", choices=["improvement"], help="keep the best epoch")
 
