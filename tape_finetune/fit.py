@@ -23,7 +23,8 @@ from megatron_plm.philox import derive_key
 from megatron_plm.training.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from megatron_plm.training.schedule import learning_rate
 from tape_finetune.batching import shuffled_batches
-from tape_finetune.model import TaskModel
+from tape_finetune.efficient import layer_lr_scales, trained_tensors
+from tape_finetune.model import EncoderModel, TaskModel
 from tape_finetune.progress import track
 from tape_finetune.scoring import score_one
 from tape_finetune.source import Source
@@ -45,6 +46,8 @@ class FitOptions:
     max_grad_norm: float
     patience: int | None
     seed: int
+    layer_lr_decay: float = 1.0  # what multiplies the learning rate from block to block, from the top down
+    zero_gradients: bool = True  # after each step; not to is stock TAPE's fault
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,7 @@ def fit(
     """
     calibrate(model, train, options.seed)
     world = train.world
-    optimizer = build_optimizer(
-        model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.999)
-    )
+    optimizer = _build_optimizer(model, options)
     steps_per_epoch = math.ceil(len(train.examples) / options.batch_size)
     total = steps_per_epoch * options.epochs
     warmup = total // 10 if options.warmup is None else options.warmup
@@ -94,21 +95,37 @@ def fit(
             parts = [part.tolist() for part in np.array_split(batch, options.accumulation * world.size)]
             # What dropout draws is each process's own.
             torch.manual_seed(derive_key("finetune dropout", options.seed, step, *([world.rank] if world.rank else [])))
-            batch_loss, batch_labels, norm = train_step(model, task, train, parts, optimizer, options.max_grad_norm)
+            batch_loss, batch_labels, norm = train_step(
+                model, task, train, parts, optimizer, options.max_grad_norm, options.zero_gradients
+            )
             if not math.isfinite(batch_loss + norm):
                 raise _diverged(f"epoch {number}, step {index + 1}", f"loss {batch_loss:g} and gradient norm {norm:g}")
             loss_sum, num_labels = loss_sum + batch_loss, num_labels + batch_labels
-        if not all(weights.isfinite().all() for weights in _trained(model).values()):
+        if not all(weights.isfinite().all() for _, weights in trained_tensors(model)):
             raise _diverged(f"epoch {number}", "weights that are not numbers")
         epoch = Epoch(number, loss_sum / num_labels, score_one(valid, task, primary_metric))
         epochs.append(epoch)
         report(epoch)
         if best is None or is_better(epoch.valid_metric, best.valid_metric, primary_metric in task.lower_is_better):
-            best, best_weights = epoch, {name: weights.clone() for name, weights in _trained(model).items()}
+            best, best_weights = epoch, {name: weights.clone() for name, weights in trained_tensors(model)}
         elif options.patience is not None and number - best.epoch >= options.patience:
             break
     model.load_state_dict(best_weights, strict=False)
     return epochs
+
+
+def _build_optimizer(model: TaskModel, options: FitOptions) -> torch.optim.Optimizer:
+    scales = None
+    if options.layer_lr_decay != 1:
+        assert isinstance(model.base, EncoderModel)
+        scales = layer_lr_scales(model.base.encoder, options.layer_lr_decay)
+    return build_optimizer(
+        model.parameters(),
+        lr=options.learning_rate,
+        weight_decay=options.weight_decay,
+        betas=(0.9, 0.999),
+        lr_scales=scales,
+    )
 
 
 def train_step(
@@ -118,6 +135,7 @@ def train_step(
     parts: Sequence[Sequence[int]],
     optimizer: torch.optim.Optimizer,
     max_grad_norm: float,
+    zero_gradients: bool = True,
 ) -> tuple[float, int, float]:
     """One optimizer step over the examples of all `parts`, a forward and backward pass each; the processes share the
     parts among them. Collective.
@@ -142,7 +160,8 @@ def train_step(
     (loss_sum,) = world.sum(loss_sum)
     norm = clip_gradients(model.parameters(), max_grad_norm).item()
     optimizer.step()
-    optimizer.zero_grad()
+    if zero_gradients:
+        optimizer.zero_grad()
     return loss_sum, num_labels, norm
 
 
@@ -178,11 +197,6 @@ def is_better(value: float, best: float, lower_is_better: bool) -> bool:
     if math.isnan(value) or math.isnan(best):
         return not math.isnan(value)
     return value < best if lower_is_better else value > best
-
-
-def _trained(model: TaskModel) -> dict[str, Tensor]:
-    """The parameters that training changes."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _diverged(place: str, found: str) -> RunFailed:

@@ -11,7 +11,7 @@ from megatron_plm.errors import UserError
 # TAPE's flags that have no meaning here, and what there is instead; docs/finetuning.md has the same table.
 TAPE_ONLY = {
     "num_workers": "the labels are read into memory at once; leave it out",
-    "fp16": "everything is computed in float32; leave it out",
+    "fp16": "--bf16 is there for tape_train; scores are computed in float32",
     "model_config_file": "a checkpoint says its own architecture; give --from_pretrained to tape_train",
     "vocab_file": "a checkpoint says its own vocabulary; leave it out",
     "tokenizer": "a checkpoint says its own vocabulary; leave it out",

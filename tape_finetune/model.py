@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_plm.config.options import ModelOptions
+from megatron_plm.convert.native import write_native
 from megatron_plm.convert.pretrained import Pretrained, load_pretrained
+from megatron_plm.convert.weights import Weights
 from megatron_plm.data.packing import NUM_SPECIAL_TOKENS
 from megatron_plm.errors import UserError
 from megatron_plm.model.initialize import initialize
@@ -21,6 +23,7 @@ from tape_finetune.batching import Packed
 from tape_finetune.heads import Head, Level, mean_over_residues
 
 _ONEHOT_TOKENIZER = "esm2"
+ENCODER = "encoder"  # folder of a run directory
 
 
 class BaseModel(nn.Module, ABC):
@@ -72,6 +75,16 @@ class OneHotModel(BaseModel):
         return F.one_hot(packed.tokens[0, packed.residue_index], self.num_features).float()
 
 
+def discard_final_norm(base: BaseModel) -> None:
+    """Let the last block's output be the features, as in ProteinLM's fork of TAPE; UserError where no norm follows."""
+    if not isinstance(base, EncoderModel) or base.options.norm_placement != "pre":
+        raise UserError(
+            "--compat proteinlm: discards the norm behind the last block, which this base model doesn't have; give one "
+            "with norms before attention and MLP, or leave the flag out"
+        )
+    base.encoder.final_norm = nn.Identity()
+
+
 class TaskModel(nn.Module):
     """A base model and a head; the head's level says whether it reads residues or whole proteins.
 
@@ -92,7 +105,8 @@ class TaskModel(nn.Module):
 
     def features(self, packed: Packed) -> Tensor:
         """What the head reads: [n, D] for the level "protein", else [R, D]."""
-        features = self.base(packed)
+        # What trains in bfloat16 ends here: the head computes in float32.
+        features = self.base(packed).float()
         return mean_over_residues(features, packed.lengths) if self.level == "protein" else features
 
 
@@ -112,6 +126,17 @@ def random_transformer(path: Path, seed: int) -> EncoderModel:
     model = MaskedLanguageModel(pretrained.options, pretrained.tokenizer)
     initialize(model, pretrained.options, seed)
     return EncoderModel(model.encoder, pretrained.options, pretrained.tokenizer)
+
+
+def export_encoder(base: BaseModel, path: Path, directory: Path) -> None:
+    """Write the encoder, with the language model's head that the checkpoint at `path` has, as a native checkpoint into
+    a new directory."""
+    assert isinstance(base, EncoderModel)
+    pretrained = _load(path)
+    tensors = pretrained.model.state_dict()
+    tensors |= {f"encoder.{name}": tensor.cpu() for name, tensor in base.encoder.state_dict().items()}
+    directory.mkdir()
+    write_native(Weights(base.options, base.tokenizer, tensors), directory)
 
 
 def _load(path: Path) -> Pretrained:

@@ -27,7 +27,7 @@ from megatron_plm.model.transformer import Encoder
 from megatron_plm.tokenizers import get_tokenizer
 from tape_finetune.bootstrap import Interval
 from tape_finetune.data import Split
-from tape_finetune.model import BaseModel, EncoderModel, OneHotModel, TaskModel
+from tape_finetune.model import BaseModel, EncoderModel, OneHotModel, TaskModel, discard_final_norm
 from tape_finetune.tasks import TASKS, Task
 
 RESULTS_FILE, RUN_FILE, WEIGHTS_FILE = "results.json", "run.json", "model.safetensors"
@@ -46,6 +46,7 @@ class Run:
     max_length: int | None  # residues; longer proteins are cropped
     data_dir: Path | None  # None is the task's default place
     seed: int
+    compat: str | None = None  # whose fault of old is copied: tape or proteinlm
 
     def files(self, data_dir: Path | None = None) -> dict[str, Path]:
         """The files of the splits, in `data_dir` or where the run had them."""
@@ -110,6 +111,7 @@ def save_run(directory: Path, run: Run) -> None:
         "max_length": run.max_length,
         "data_dir": None if run.data_dir is None else str(run.data_dir),
         "seed": run.seed,
+        "compat": run.compat,
     }
     write_json(directory / RUN_FILE, document)
     weights = {name: tensor.cpu() for name, tensor in run.model.state_dict().items()}
@@ -142,6 +144,7 @@ def load_run(directory: Path, *, base_model: str, task: str) -> Run:
             max_length=document["max_length"],
             data_dir=None if data_dir is None else Path(data_dir),
             seed=document["seed"],
+            compat=document.get("compat"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{directory / RUN_FILE}: not the description of a fine-tuned model: {error}") from None
@@ -207,7 +210,10 @@ def _rebuild_base(directory: Path, document: Mapping[str, Any]) -> BaseModel:
     if document["model"] is None:
         return OneHotModel(tokenizer)
     options = ModelOptions(**document["model"])
-    return EncoderModel(Encoder(options, tokenizer), options, tokenizer)
+    base = EncoderModel(Encoder(options, tokenizer), options, tokenizer)
+    if document.get("compat") == "proteinlm":
+        discard_final_norm(base)
+    return base
 
 
 def _load_weights(model: TaskModel, path: Path) -> None:
