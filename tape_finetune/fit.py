@@ -31,6 +31,7 @@ from tape_finetune.source import Source
 from tape_finetune.tasks import Task
 
 _CALIBRATION_PROTEINS = 256
+_CALIBRATION_MAPS = 16  # of proteins, each a number for every pair, layer and head
 
 
 @dataclass(frozen=True)
@@ -167,16 +168,18 @@ def train_step(
 
 @torch.no_grad()
 def calibrate(model: TaskModel, train: Source, seed: int) -> None:
-    """Set the head's feature scale from a sample of training proteins that `seed` decides.
+    """Set the head's feature scale, if it has one, from a sample of training proteins that `seed` decides.
 
     Raises UserError where the base model gives features that are not finite.
     """
     num_examples = len(train.examples)
-    sample = permute(np.arange(min(num_examples, _CALIBRATION_PROTEINS)), num_examples, derive_key("calibrate", seed))
+    wanted = _CALIBRATION_MAPS if model.reads == "attention" else _CALIBRATION_PROTEINS
+    sample = permute(np.arange(min(num_examples, wanted)), num_examples, derive_key("calibrate", seed))
     features = torch.cat([train.features([index]) for index in sample.tolist()])
     if not features.isfinite().all():
         raise UserError("--from_pretrained: the model's features are not numbers; give a checkpoint that is intact")
-    model.head.standardize.fit(features)
+    if model.head.standardized:
+        model.head.standardize.fit(features)
 
 
 def _sum_gradients(model: nn.Module, world: World) -> None:

@@ -25,9 +25,11 @@ from megatron_plm.errors import JSON_ERRORS, UserError
 from megatron_plm.files import atomic_file
 from megatron_plm.model.transformer import Encoder
 from megatron_plm.tokenizers import get_tokenizer
+from tape_finetune.base_model import BaseModel
+from tape_finetune.baselines import BASELINES
 from tape_finetune.bootstrap import Interval
 from tape_finetune.data import Split
-from tape_finetune.model import BaseModel, EncoderModel, OneHotModel, TaskModel, discard_final_norm
+from tape_finetune.model import EncoderModel, OneHotModel, TaskModel, build_head, discard_final_norm
 from tape_finetune.tasks import TASKS, Task
 
 RESULTS_FILE, RUN_FILE, WEIGHTS_FILE = "results.json", "run.json", "model.safetensors"
@@ -106,7 +108,7 @@ def save_run(directory: Path, run: Run) -> None:
         "base_model": run.base_model,
         "head": run.head,
         "tokenizer": {"name": base.tokenizer.name, "sha256": base.tokenizer.sha256},
-        "model": asdict(base.options) if isinstance(base, EncoderModel) else None,
+        "model": None if isinstance(base, OneHotModel) else asdict(base.options),
         "primary_metric": run.primary_metric,
         "max_length": run.max_length,
         "data_dir": None if run.data_dir is None else str(run.data_dir),
@@ -132,7 +134,7 @@ def load_run(directory: Path, *, base_model: str, task: str) -> Run:
                 raise UserError(f"{directory}: this run has the {what} {found!r}, not {asked!r}; name {found} instead")
         base = _rebuild_base(directory, document)
         saved_task = TASKS[task].from_state(document["task"]["state"])
-        head = saved_task.heads[document["head"]](base.num_features, saved_task.num_outputs)
+        head = build_head(saved_task.heads, document["head"], base, saved_task.num_outputs)
         model = TaskModel(base, head, saved_task.level)
         data_dir = document["data_dir"]
         run = Run(
@@ -207,6 +209,9 @@ def _rebuild_base(directory: Path, document: Mapping[str, Any]) -> BaseModel:
     tokenizer = get_tokenizer(document["tokenizer"]["name"])
     if tokenizer.sha256 != document["tokenizer"]["sha256"]:
         raise UserError(f"{directory}: the token list of {tokenizer.name!r} has changed since this run; train again")
+    if document["base_model"] in BASELINES:
+        kind, options_kind = BASELINES[document["base_model"]]
+        return kind(options_kind(**document["model"]))
     if document["model"] is None:
         return OneHotModel(tokenizer)
     options = ModelOptions(**document["model"])

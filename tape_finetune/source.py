@@ -47,8 +47,10 @@ class Source:
         """Compute the features of all examples once; from here on the base model is not asked any more. Collective.
 
         They stay in memory: for each protein one vector of the features' width, for tasks on residues one a residue,
-        in float32.
+        in float32. The weights of attention, of which there are more than memory holds, are computed again each time.
         """
+        if self._model.reads == "attention":
+            return
         batches = self.batches()
         computed = self.share_out(batches, lambda indices: self.features(indices).cpu(), f"features of {name}")
         kept: dict[int, Tensor] = {}
@@ -78,14 +80,12 @@ class Source:
 
     def outputs(self, indices: Sequence[int]) -> Tensor:
         """The head's outputs for these examples, on the CPU, where their labels are."""
-        lengths = [len(example.sequence) for example in self.chosen(indices)]
-        return self._model.head(self.features(indices), lengths).cpu()
+        examples = self.chosen(indices)
+        return self._model.outputs(self.features(indices), examples).cpu()
 
     def chosen(self, indices: Sequence[int]) -> list[Example]:
         """The examples of these indices."""
         return [self.examples[index] for index in indices]
 
     def _rows(self, indices: Sequence[int]) -> list[int]:
-        if self._model.level == "protein":
-            return [1] * len(indices)
-        return [len(example.sequence) for example in self.chosen(indices)]
+        return [self._model.num_rows(example) for example in self.chosen(indices)]

@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from torch import nn
+
 from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_directory
 from megatron_plm.invocation import command_line
 from megatron_plm.memory import keep_freed_memory
 from megatron_plm.parallel.mesh import World, check_devices, joined_world, local_rank, told_once
 from tape_finetune import runs
+from tape_finetune.base_model import BaseModel
 from tape_finetune.bootstrap import Interval
 from tape_finetune.data import Split, choose_file
 from tape_finetune.efficient import recompute_blocks, train_in_bf16
@@ -21,10 +24,10 @@ from tape_finetune.leakage import check_distinct, num_in_train
 from tape_finetune.lora import ADAPTERS, Adapters, import_peft
 from tape_finetune.model import (
     ENCODER,
-    BaseModel,
     EncoderModel,
     TaskModel,
     build_base,
+    build_head,
     discard_final_norm,
     export_encoder,
     num_parameters,
@@ -39,6 +42,8 @@ _LABELS = {
     "transformer": "Pretrained Transformer",
     "random": "Random-initialised Transformer",
     "onehot": "One-hot",
+    "lstm": "LSTM",
+    "resnet": "ResNet",
 }
 
 
@@ -71,7 +76,7 @@ def _train(arguments: argparse.Namespace, directory: Path, world: World, argv: S
     base = build_base(arguments.base_model, arguments.from_pretrained, arguments.seed)
     max_length = _max_length(arguments.max_length, base)
     splits = _load_splits(task, arguments, max_length)  # before the head, which may have an output for each class
-    run = _build_run(task, base, max_length, arguments)
+    run = _build_run(task, base, max_length, arguments, world.size)
     run.model.to(world.device)
     if arguments.force_save != NOT_SAVED:
         if world.is_main:
@@ -90,7 +95,7 @@ def _train(arguments: argparse.Namespace, directory: Path, world: World, argv: S
         "base_model": arguments.base_model,
         "label": arguments.label or _label(arguments),
         # Whose weights these are: an architecture alone is no pretraining.
-        "from_pretrained": str(arguments.from_pretrained) if arguments.base_model == "transformer" else None,
+        "from_pretrained": str(arguments.from_pretrained) if _has_pretrained_weights(arguments) else None,
         "seed": arguments.seed,
         "command": command_line("tape-train", argv),
         "seconds": round(time.monotonic() - start, 3),
@@ -138,9 +143,13 @@ def _load_splits(task: Task, arguments: argparse.Namespace, max_length: int | No
     return splits
 
 
-def _build_run(task: Task, base: BaseModel, max_length: int | None, arguments: argparse.Namespace) -> runs.Run:
+def _build_run(
+    task: Task, base: BaseModel, max_length: int | None, arguments: argparse.Namespace, num_processes: int
+) -> runs.Run:
     primary_metric = task.metric_name(arguments.primary_metric or task.metric_names[0], "--primary_metric")
-    head = task.heads[arguments.head](base.num_features, task.num_outputs)
+    head = build_head(task.heads, arguments.head, base, task.num_outputs)
+    if num_processes > 1 and any(isinstance(module, nn.BatchNorm1d) for module in head.modules()):
+        raise UserError(f"--head {arguments.head}: has a BatchNorm, over one process's batch; start without torchrun")
     head.initialize(arguments.seed)
     if arguments.compat == "proteinlm":
         discard_final_norm(base)
@@ -229,6 +238,11 @@ def _print_epoch(run: runs.Run) -> Callable[[Epoch], None]:
         say(f"epoch {epoch.epoch}: training loss {epoch.train_loss:.4f}  {valid}")
 
     return report
+
+
+def _has_pretrained_weights(arguments: argparse.Namespace) -> bool:
+    """Whether the base model has weights of a checkpoint; of `random` it takes the architecture only."""
+    return arguments.from_pretrained is not None and arguments.base_model != "random"
 
 
 def _label(arguments: argparse.Namespace) -> str:

@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,13 +12,10 @@ from torch import Tensor
 
 from megatron_plm.errors import UserError, suggestion
 from tape_finetune.data import Example, Split
-from tape_finetune.heads import Head, Level
+from tape_finetune.heads import HeadTable, Level
 from tape_finetune.metrics import Metric
 
 Observations = Mapping[str, NDArray[Any]]  # per example one row, what the metrics need to know of it
-
-
-HeadTable = Mapping[str, Callable[[int, int], Head]]  # (width of the features, outputs) → head
 
 
 class Task(ABC):

@@ -19,8 +19,9 @@ from torch import Tensor
 from megatron_plm.errors import UserError
 from tape_finetune import metrics
 from tape_finetune.data import Example, check_sequence, field, read_jsonl, tape_files
-from tape_finetune.heads import ContactHead, LinearContactHead
-from tape_finetune.tasks.base import HeadTable, Observations, Task
+from tape_finetune.heads import ContactHead, HeadTable, LinearContactHead
+from tape_finetune.pair_heads import AttentionContactHead, ResidualContactHead
+from tape_finetune.tasks.base import Observations, Task
 from tape_finetune.tasks.records import check_length, coordinates, valid_mask
 
 CONTACT_DISTANCE = 8.0  # Å between C-alphas
@@ -45,7 +46,13 @@ class ContactPrediction(Task):
 
     name = "contact_prediction"
     level = "pair"
-    heads: ClassVar[HeadTable] = {"product_difference": ContactHead, "linear": LinearContactHead}
+    heads: ClassVar[HeadTable] = {
+        "product_difference": ContactHead,
+        "linear": LinearContactHead,
+        "resnet": ResidualContactHead,
+        "resnet30": partial(ResidualContactHead, num_blocks=30),
+        "attention": AttentionContactHead,
+    }
     batch_size = 4
     num_outputs = 1
     metric_names = tuple(f"precision_at_{share}{name}" for name in RANGES for share in SHARES)

@@ -16,8 +16,9 @@ from megatron_plm.errors import UserError
 from tape_finetune import metrics
 from tape_finetune.data import DEFAULT_DATA_DIR, Example, check_sequence, read_csv
 from tape_finetune.flags import add_flag
-from tape_finetune.heads import LinearHead, MLPHead
-from tape_finetune.tasks.base import HeadTable, Observations, Task
+from tape_finetune.heads import HeadTable, LinearHead, MLPHead
+from tape_finetune.tape_heads import TapePooledHead
+from tape_finetune.tasks.base import Observations, Task
 
 _SPLITS = ("train", "valid", "test")
 _CLASSES_SHOWN = 10
@@ -28,7 +29,7 @@ class CsvTask(Task):
 
     name = "csv"
     level = "protein"
-    heads: ClassVar[HeadTable] = {"mlp": MLPHead, "linear": LinearHead}
+    heads: ClassVar[HeadTable] = {"mlp": MLPHead, "linear": LinearHead, "tape": TapePooledHead}
     batch_size = 32
     kind: str
 

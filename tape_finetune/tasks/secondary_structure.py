@@ -18,8 +18,9 @@ from megatron_plm.data.loader import IGNORED_LABEL
 from megatron_plm.errors import UserError
 from tape_finetune import metrics
 from tape_finetune.data import Example, check_sequence, field, read_jsonl, tape_files
-from tape_finetune.heads import ConvHead, LinearHead
-from tape_finetune.tasks.base import HeadTable, Observations, Task
+from tape_finetune.heads import ConvHead, HeadTable, LinearHead
+from tape_finetune.tape_heads import TapeConvHead
+from tape_finetune.tasks.base import Observations, Task
 from tape_finetune.tasks.records import check_length, residue_labels, valid_mask
 
 NUM_CLASSES = 3
@@ -30,7 +31,7 @@ class SecondaryStructure(Task):
 
     name = "secondary_structure"
     level = "residue"
-    heads: ClassVar[HeadTable] = {"conv": ConvHead, "linear": LinearHead}
+    heads: ClassVar[HeadTable] = {"conv": ConvHead, "linear": LinearHead, "tape": TapeConvHead}
     batch_size = 16
     num_outputs = NUM_CLASSES
     metric_names = ("accuracy", "accuracy_per_protein")
