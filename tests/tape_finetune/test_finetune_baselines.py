@@ -1,6 +1,5 @@
 """TAPE's LSTM and ResNet against tape-proteins' own."""
 
-import importlib
 import json
 from pathlib import Path
 
@@ -23,7 +22,7 @@ SIZES = {
 
 def _tape_directory(name: str, folder: Path, **changes) -> tuple[Path, torch.nn.Module]:
     """A directory that TAPE's own code wrote, and its model."""
-    models = importlib.import_module(f"{import_tape().__name__}.models.modeling_{name}")
+    models = import_tape(f"tape.models.modeling_{name}")
     title = {"lstm": "LSTM", "resnet": "ResNet"}[name]
     config = getattr(models, f"Protein{title}Config")(**SIZES[name], **changes)
     torch.manual_seed(0)
@@ -51,8 +50,7 @@ def test_features_are_those_of_tapes_model(name, tmp_path):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_fresh_models_have_tapes_sizes(name):
-    import_tape()
-    models = importlib.import_module(f"tape.models.modeling_{name}")
+    models = import_tape(f"tape.models.modeling_{name}")
     config = getattr(models, {"lstm": "ProteinLSTMConfig", "resnet": "ProteinResNetConfig"}[name])()
     _, options_kind = BASELINES[name]
     assert all(getattr(config, field) == value for field, value in vars(options_kind()).items())

@@ -1,7 +1,5 @@
 """Heads against plain formulas, and their gradients against finite differences."""
 
-import importlib
-
 import numpy as np
 import pytest
 import torch
@@ -192,8 +190,7 @@ def test_attention_head_needs_a_transformer():
 
 
 def _tape_heads():
-    import_tape()
-    return importlib.import_module("tape.models.modeling_utils")
+    return import_tape("tape.models.modeling_utils")
 
 
 def test_tape_heads_are_those_of_tape_proteins():
