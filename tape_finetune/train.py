@@ -77,6 +77,7 @@ def _train(arguments: argparse.Namespace, directory: Path, world: World, argv: S
     base = build_base(arguments.base_model, arguments.from_pretrained, arguments.seed)
     max_length = _max_length(arguments.max_length, base)
     splits = _load_splits(task, arguments, max_length)  # before the head, which may have an output for each class
+    task.learn(splits["train"])
     run = _build_run(task, base, max_length, arguments, world.size)
     run.model.to(world.device)
     if arguments.force_save != NOT_SAVED:
