@@ -18,6 +18,7 @@ _FILES = {
     "megatron-converter": "tools/megatron_converter.py",
     "embed": "tools/embed.py",
     "score": "tools/score.py",
+    "download-tape": "tools/download_tape.py",
     "structures-to-tape": "tools/structures_to_tape.py",
     "benchmark": "tools/benchmark.py",
     "report": "tools/report.py",
