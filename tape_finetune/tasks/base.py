@@ -87,6 +87,15 @@ class Task(ABC):
     def observe(self, outputs: Tensor, examples: Sequence[Example]) -> Observations:
         """What the metrics need, arrays with one row an example, from the head's outputs for them."""
 
+    @abstractmethod
+    def predictions(self, outputs: Tensor, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """One JSON object an example from the head's outputs for them; their labels are not read.
+
+        A class is {"label": name, "probabilities": {name: p}}, a number {"value": in the labels' unit}, classes of
+        residues {"labels": one letter a residue, "probabilities": [L][classes]}, contacts {"contacts": [[i, j, p], …]},
+        i < j counted from 1. Probabilities are rounded to 6 places.
+        """
+
     def metric_name(self, asked: str, flag: str) -> str:
         """The task's own name of a metric; raises UserError, naming `flag`, where it has no such metric."""
         name = self.metric_aliases.get(asked, asked)
@@ -100,3 +109,8 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, observations: Observations) -> dict[str, Metric]:
         """The metrics over all examples of a split, by name."""
+
+
+def rounded(probabilities: Tensor) -> Any:
+    """Probabilities as lists of JSON numbers with 6 places."""
+    return probabilities.double().round(decimals=6).tolist()

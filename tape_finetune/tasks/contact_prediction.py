@@ -8,7 +8,7 @@ doi:10.1186/s12859-019-2932-0).
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from megatron_plm.errors import UserError
 from tape_finetune import metrics
 from tape_finetune.data import Example, check_sequence, field, read_jsonl, tape_files
 from tape_finetune.heads import ContactHead, LinearContactHead
-from tape_finetune.tasks.base import HeadTable, Observations, Task
+from tape_finetune.tasks.base import HeadTable, Observations, Task, rounded
 from tape_finetune.tasks.records import check_length, coordinates, valid_mask
 
 CONTACT_DISTANCE = 8.0  # Å between C-alphas
@@ -96,6 +96,19 @@ class ContactPrediction(Task):
                 row += [metrics.precision_at(max(1, length // share), *in_range) for share in SHARES.values()]
             rows.append(row)
         return dict(zip(self.metric_names, np.array(rows).T, strict=True))
+
+    def predictions(self, outputs: Tensor, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """{"contacts": [[i, j, p], …]}: of each protein the L pairs with the highest probability among those at least
+        MIN_SEPARATION apart, the highest first; of equal ones the first in the sequence."""
+        rows = []
+        for logits_LL in _split_pairs(outputs, examples):
+            length = len(logits_LL)
+            i, j = np.triu_indices(length, k=MIN_SEPARATION)
+            probability = logits_LL.sigmoid().numpy()[i, j]
+            best = np.argsort(-probability, kind="stable")[:length]
+            first, second, p = i[best] + 1, j[best] + 1, rounded(torch.from_numpy(probability[best]))
+            rows.append({"contacts": [list(pair) for pair in zip(first.tolist(), second.tolist(), p, strict=True)]})
+        return rows
 
     def metrics(self, observations: Observations) -> dict[str, metrics.Metric]:
         return {name: partial(metrics.mean, values_n=observations[name]) for name in self.metric_names}

@@ -17,7 +17,7 @@ from tape_finetune import metrics
 from tape_finetune.data import DEFAULT_DATA_DIR, Example, check_sequence, read_csv
 from tape_finetune.flags import add_flag
 from tape_finetune.heads import LinearHead, MLPHead
-from tape_finetune.tasks.base import HeadTable, Observations, Task
+from tape_finetune.tasks.base import HeadTable, Observations, Task, rounded
 
 _SPLITS = ("train", "valid", "test")
 _CLASSES_SHOWN = 10
@@ -172,6 +172,13 @@ class CsvClassification(CsvTask):
         margin = (outputs[:, 1] - outputs[:, 0]).numpy()  # of the second class, for two classes
         return {"truth": _labels(examples).numpy(), "predicted": outputs.argmax(-1).numpy(), "margin": margin}
 
+    def predictions(self, outputs: Tensor, examples: Sequence[Example]) -> list[dict[str, Any]]:  # noqa: ARG002
+        rows = []
+        for p_C in outputs.softmax(-1):
+            probabilities = dict(zip(self.classes, rounded(p_C), strict=True))
+            rows.append({"label": self.classes[int(p_C.argmax())], "probabilities": probabilities})
+        return rows
+
     def metrics(self, observations: Observations) -> dict[str, metrics.Metric]:
         truth, predicted, num_classes = observations["truth"], observations["predicted"], len(self.classes)
         compared = {"truth_n": truth, "predicted_n": predicted}
@@ -221,8 +228,10 @@ class CsvRegression(CsvTask):
         return F.mse_loss(outputs[:, 0], target, reduction="sum")
 
     def observe(self, outputs: Tensor, examples: Sequence[Example]) -> Observations:
-        predicted = outputs[:, 0].double() * self.deviation + self.mean
-        return {"truth": _labels(examples).numpy(), "predicted": predicted.numpy()}
+        return {"truth": _labels(examples).numpy(), "predicted": self._values(outputs).numpy()}
+
+    def predictions(self, outputs: Tensor, examples: Sequence[Example]) -> list[dict[str, Any]]:  # noqa: ARG002
+        return [{"value": value} for value in self._values(outputs).tolist()]
 
     def metrics(self, observations: Observations) -> dict[str, metrics.Metric]:
         compared = {"truth_n": observations["truth"], "predicted_n": observations["predicted"]}
@@ -230,6 +239,10 @@ class CsvRegression(CsvTask):
             "spearmanr": partial(metrics.spearman, **compared),
             "mse": partial(metrics.mean_squared_error, **compared),
         }
+
+    def _values(self, outputs: Tensor) -> Tensor:
+        """Predictions in the labels' unit, float64 [n]."""
+        return outputs[:, 0].double() * self.deviation + self.mean
 
 
 _KINDS: dict[str, type[CsvTask]] = {kind.kind: kind for kind in (CsvRegression, CsvClassification)}

@@ -7,7 +7,7 @@ NetSurfP-2.0, Klausen et al. 2019, doi:10.1002/prot.25674).
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,10 +19,11 @@ from megatron_plm.errors import UserError
 from tape_finetune import metrics
 from tape_finetune.data import Example, check_sequence, field, read_jsonl, tape_files
 from tape_finetune.heads import ConvHead, LinearHead
-from tape_finetune.tasks.base import HeadTable, Observations, Task
+from tape_finetune.tasks.base import HeadTable, Observations, Task, rounded
 from tape_finetune.tasks.records import check_length, residue_labels, valid_mask
 
-NUM_CLASSES = 3
+CLASSES = "HEC"
+NUM_CLASSES = len(CLASSES)
 
 
 class SecondaryStructure(Task):
@@ -69,6 +70,14 @@ class SecondaryStructure(Task):
             "right": np.add.reduceat(is_right.astype(np.int64), starts),
             "scored": np.add.reduceat((labels != IGNORED_LABEL).astype(np.int64), starts),
         }
+
+    def predictions(self, outputs: Tensor, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """{"labels": "HHEC…", "probabilities": [L][H, E, C]} of each protein."""
+        rows = []
+        for p_LC in outputs.softmax(-1).split([len(example.sequence) for example in examples]):
+            letters = "".join(CLASSES[index] for index in p_LC.argmax(-1).tolist())
+            rows.append({"labels": letters, "probabilities": rounded(p_LC)})
+        return rows
 
     def metrics(self, observations: Observations) -> dict[str, metrics.Metric]:
         """`accuracy` is over all residues, `accuracy_per_protein` the mean of the proteins' own; a protein without a
