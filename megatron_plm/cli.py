@@ -21,6 +21,7 @@ VERBS = {
     "score": ("megatron_plm.inference.score", "likelihoods of proteins and variants, contact maps"),
     "tape-train": ("tape_finetune.train", "fine-tune on a labelled task and score it"),
     "tape-eval": ("tape_finetune.evaluate", "score a fine-tuned model on a split"),
+    "tape-predict": ("tape_finetune.predict", "predict with a fine-tuned model, no labels needed"),
     "download-tape": ("tape_finetune.download", "TAPE's labelled data from its public archive"),
     "structures-to-tape": ("tape_finetune.structures_to_tape", "PDB and mmCIF files to TAPE records"),
     "benchmark": ("megatron_plm.benchmark.command", "measure the speed against the peers"),

@@ -24,6 +24,7 @@ _FILES = {
     "report": "tools/report.py",
     "tape-train": "tape_finetune/tape_train.py",
     "tape-eval": "tape_finetune/tape_eval.py",
+    "tape-predict": "tape_finetune/tape_predict.py",
 }
 _LAUNCHER = "launch/pretrain.sh"
 _PRETRAIN_MODULE = "megatron_plm.training.pretrain"
