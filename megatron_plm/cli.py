@@ -22,6 +22,7 @@ VERBS = {
     "tape-train": ("tape_finetune.train", "fine-tune on a labelled task and score it"),
     "tape-eval": ("tape_finetune.evaluate", "score a fine-tuned model on a split"),
     "tape-predict": ("tape_finetune.predict", "predict with a fine-tuned model, no labels needed"),
+    "tape-report": ("tape_finetune.reporting.command", "all tasks of some models beside the published values"),
     "download-tape": ("tape_finetune.download", "TAPE's labelled data from its public archive"),
     "structures-to-tape": ("tape_finetune.structures_to_tape", "PDB and mmCIF files to TAPE records"),
     "benchmark": ("megatron_plm.benchmark.command", "measure the speed against the peers"),

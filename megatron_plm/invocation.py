@@ -25,6 +25,7 @@ _FILES = {
     "tape-train": "tape_finetune/tape_train.py",
     "tape-eval": "tape_finetune/tape_eval.py",
     "tape-predict": "tape_finetune/tape_predict.py",
+    "tape-report": "tape_finetune/report.py",
 }
 _LAUNCHER = "launch/pretrain.sh"
 _PRETRAIN_MODULE = "megatron_plm.training.pretrain"

@@ -13,6 +13,7 @@ from megatron_plm import __version__, cli
 from megatron_plm.cli import VERBS
 
 ELSEWHERE = {f"tape-{verb}": f"tape_finetune/tape_{verb}.py" for verb in ("train", "eval", "predict")}
+ELSEWHERE["tape-report"] = "tape_finetune/report.py"
 
 
 @pytest.fixture
