@@ -1,7 +1,8 @@
 """Training of a task model: epochs over the labelled proteins, the best one kept.
 
-One optimizer step is `batch_size` proteins. Their loss is the sum over their labels divided by the number of labels,
-however many passes (`accumulation`) the step is cut into. Gradients are cleared after every step.
+One optimizer step is `batch_size` proteins. Their loss is the sum over their labels, each times its weight, divided by
+the sum of the weights, however many passes (`accumulation`) the step is cut into. Gradients are cleared after every
+step.
 """
 
 import math
@@ -77,7 +78,7 @@ def fit(
     best_weights: dict[str, Tensor] = {}
     for number in range(1, options.epochs + 1):
         batches = list(shuffled_batches(len(train.examples), options.batch_size, seed=options.seed, epoch=number))
-        loss_sum, num_labels = 0.0, 0
+        loss_sum, weight_sum = 0.0, 0.0
         for index, batch in enumerate(track(batches, f"epoch {number}")):
             step = (number - 1) * steps_per_epoch + index
             peak = options.learning_rate
@@ -86,13 +87,13 @@ def fit(
             )
             parts = [part.tolist() for part in np.array_split(batch, options.accumulation) if len(part)]
             torch.manual_seed(derive_key("finetune dropout", options.seed, step))
-            batch_loss, batch_labels, norm = train_step(model, task, train, parts, optimizer, options.max_grad_norm)
+            batch_loss, batch_weight, norm = train_step(model, task, train, parts, optimizer, options.max_grad_norm)
             if not math.isfinite(batch_loss + norm):
                 raise _diverged(f"epoch {number}, step {index + 1}", f"loss {batch_loss:g} and gradient norm {norm:g}")
-            loss_sum, num_labels = loss_sum + batch_loss, num_labels + batch_labels
+            loss_sum, weight_sum = loss_sum + batch_loss, weight_sum + batch_weight
         if not all(weights.isfinite().all() for weights in _trained(model).values()):
             raise _diverged(f"epoch {number}", "weights that are not numbers")
-        epoch = Epoch(number, loss_sum / num_labels, score_one(valid, task, primary_metric))
+        epoch = Epoch(number, loss_sum / weight_sum, score_one(valid, task, primary_metric))
         epochs.append(epoch)
         report(epoch)
         if best is None or is_better(epoch.valid_metric, best.valid_metric, primary_metric in task.lower_is_better):
@@ -110,26 +111,26 @@ def train_step(
     parts: Sequence[Sequence[int]],
     optimizer: torch.optim.Optimizer,
     max_grad_norm: float,
-) -> tuple[float, int, float]:
+) -> tuple[float, float, float]:
     """One optimizer step over the examples of all `parts`, a forward and backward pass each.
 
-    Returns the summed loss, the number of labels and the norm of the gradient before clipping. A batch without any
+    Returns the summed loss, the labels' summed weight and the norm of the gradient before clipping. A batch without any
     label changes nothing.
     """
-    num_labels = sum(task.num_labels(example) for part in parts for example in source.chosen(part))
-    if num_labels == 0:
-        return 0.0, 0, 0.0
+    weight = sum(task.loss_weight(example) for part in parts for example in source.chosen(part))
+    if weight == 0:
+        return 0.0, 0.0, 0.0
     loss_sum = 0.0
     model.train()
     for part in parts:
         loss = task.loss(source.outputs(part), source.chosen(part))
-        (loss / num_labels).backward()
+        (loss / weight).backward()
         loss_sum += loss.item()
     model.eval()
     norm = clip_gradients(model.parameters(), max_grad_norm).item()
     optimizer.step()
     optimizer.zero_grad()
-    return loss_sum, num_labels, norm
+    return loss_sum, weight, norm
 
 
 @torch.no_grad()

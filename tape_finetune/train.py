@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     base = build_base(arguments.base_model, arguments.from_pretrained, arguments.seed)
     max_length = _max_length(arguments.max_length, base)
     splits = _load_splits(task, arguments, max_length)  # before the head, which may have an output for each class
+    task.learn(splits["train"])
     run = _build_run(task, base, max_length, arguments)
     if arguments.force_save != NOT_SAVED:
         return _save_untrained(run, splits["train"], directory, arguments)

@@ -10,6 +10,7 @@ from tape_finetune.fit import FitOptions
 from tape_finetune.flags import TAPE_ONLY, add_flag, number, plain_name, refuse, whole_number
 from tape_finetune.model import BASE_MODELS
 from tape_finetune.tasks import TASKS
+from tape_finetune.tasks.flags import add_task_flags, check_task_flags
 
 PROGRAM = "tape_finetune/tape_train.py"
 NOT_SAVED = "FALSE"  # ProteinLM's default of --force_save
@@ -26,14 +27,8 @@ def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Parse `argv`; raises UserError for an unknown or ill-typed flag, and for one that belongs to another task."""
     refuse(argv, _TAPE_ONLY)
     arguments = build_parser().parse(argv)
-    for name, task in TASKS.items():
-        own_flags = ArgumentParser(add_help=False)
-        task.add_flags(own_flags)
-        for action in own_flags._actions:
-            if name != arguments.task and getattr(arguments, action.dest) is not None:
-                flag = action.option_strings[0]
-                raise UserError(f"{flag} belongs to the task {name}, not to {arguments.task}; leave it out")
-    heads = TASKS[arguments.task].heads
+    check_task_flags(arguments, TASKS)
+    heads = TASKS[arguments.task].of_kind(arguments.kind).heads
     arguments.head = arguments.head or next(iter(heads))
     if arguments.head not in heads:
         known = ", ".join(heads) + suggestion(arguments.head, heads)
@@ -88,8 +83,7 @@ def build_parser() -> ArgumentParser:
     add_flag(group, "eval_freq", type=int, choices=[1], help="validate after every epoch")
     add_flag(group, "save_freq", choices=["improvement"], help="keep the best epoch")
 
-    for name, task in TASKS.items():
-        task.add_flags(parser.add_argument_group(f"task {name}"))
+    add_task_flags(parser.add_argument_group("single tasks"), TASKS)
     return parser
 
 
@@ -98,7 +92,7 @@ def fit_options(arguments: argparse.Namespace) -> FitOptions:
     head_only = arguments.freeze or arguments.base_model == "onehot"
     return FitOptions(
         epochs=arguments.num_train_epochs,
-        batch_size=arguments.batch_size or TASKS[arguments.task].batch_size,
+        batch_size=arguments.batch_size or TASKS[arguments.task].of_kind(arguments.kind).batch_size,
         accumulation=arguments.gradient_accumulation_steps,
         learning_rate=arguments.learning_rate or (1e-3 if head_only else 1e-4),
         warmup=arguments.warmup_steps,

@@ -22,9 +22,9 @@ def _softmax(logits: torch.Tensor) -> np.ndarray:
     return exponentials / exponentials.sum(-1, keepdims=True)
 
 
-def _csv(kind: str, learned: object) -> Task:
-    state = {"kind": kind, "sequence_column": "s", "label_column": "l", "split_files": {}, "learned": learned}
-    return TASKS["csv"].from_state(state)
+def _csv(kind: str, **learned: object) -> Task:
+    state = {"kind": kind, "sequence_column": "s", "label_column": "l", "split_files": {}, "class_weights": None}
+    return TASKS["csv"].from_state(state | learned)
 
 
 def _predictions(task: Task, outputs: torch.Tensor, examples: list[Example]) -> list[dict]:
@@ -35,7 +35,7 @@ def _predictions(task: Task, outputs: torch.Tensor, examples: list[Example]) -> 
 
 def test_classes_come_with_the_probability_of_each():
     logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.0, 4.0]])
-    rows = _predictions(_csv("classification", ["a", "b", "c"]), logits, _unlabelled(3, 4))
+    rows = _predictions(_csv("classification", classes=["a", "b", "c"]), logits, _unlabelled(3, 4))
     assert [row["label"] for row in rows] == ["a", "c"]
     for row, expected in zip(rows, _softmax(logits), strict=True):
         assert list(row["probabilities"].values()) == pytest.approx(expected, abs=1e-6)
@@ -43,7 +43,9 @@ def test_classes_come_with_the_probability_of_each():
 
 
 def test_numbers_are_in_the_labels_unit():
-    rows = _predictions(_csv("regression", [100.0, 20.0]), torch.tensor([[0.5], [-2.0]]), _unlabelled(3, 4))
+    rows = _predictions(
+        _csv("regression", mean=100.0, deviation=20.0), torch.tensor([[0.5], [-2.0]]), _unlabelled(3, 4)
+    )
     assert rows == [{"value": 110.0}, {"value": 60.0}]
 
 
@@ -53,6 +55,29 @@ def test_residues_get_a_letter_and_probabilities_each():
     assert first["labels"] + second["labels"] == "".join("HEC"[c] for c in logits.argmax(-1))
     assert len(first["labels"]) == len(first["probabilities"]) == 5
     np.testing.assert_allclose(first["probabilities"] + second["probabilities"], _softmax(logits), atol=1e-6)
+
+
+def test_residues_with_classes_of_several_letters_get_a_list():
+    task = _csv("token", classes=["loop", "turn"])
+    (row,) = _predictions(task, torch.tensor([[0.0, 1.0], [1.0, 0.0]]), _unlabelled(2))
+    assert row["labels"] == ["turn", "loop"]
+    assert _predictions(_csv("token", classes=["a", "b"]), torch.eye(2), _unlabelled(2))[0]["labels"] == "ab"
+
+
+def test_a_protein_may_have_several_locations_or_none():
+    logits = torch.tensor([[2.0, -1.0, 0.5] + [-3.0] * 7, [-4.0] * 10])
+    task = TASKS["localization"].of_kind("location")()
+    rows = _predictions(task, logits, _unlabelled(3, 4))
+    assert [row["labels"] for row in rows] == [["Cytoplasm", "Extracellular"], []]
+    for row, expected in zip(rows, 1 / (1 + np.exp(-logits.double().numpy())), strict=True):
+        assert list(row["probabilities"].values()) == pytest.approx(expected, abs=1e-6)
+        assert len(row["probabilities"]) == 10
+
+
+def test_the_kinds_of_localization_name_their_classes():
+    task = TASKS["localization"].of_kind("membrane")()
+    (row,) = _predictions(task, torch.tensor([[0.0, 1.0]]), _unlabelled(3))
+    assert row["label"] == "membrane"
 
 
 def test_contacts_are_the_l_likeliest_pairs_six_apart_counted_from_one():

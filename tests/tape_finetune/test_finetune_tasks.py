@@ -1,6 +1,5 @@
 """What the tasks read, and their losses and metrics against brute force."""
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from finetune_sample import structure_record, write_csv, write_jsonl
+from finetune_sample import csv_task, structure_record, write_csv, write_jsonl
 from shared_data import shared_data
 
 from megatron_plm.data.loader import IGNORED_LABEL
@@ -145,11 +144,8 @@ def test_crop_cuts_labels_with_the_sequence_and_is_counted(tmp_path):
 
 
 def _csv_task(folder: Path, kind: str, label: str) -> Task:
-    none = dict.fromkeys(("train_file", "valid_file", "test_file"))
-    arguments = argparse.Namespace(data_dir=folder, sequence_column="sequence", label_column=label, kind=kind, **none)
-    task = TASKS["csv"].from_arguments(arguments)
     # What is saved is what is used again.
-    return TASKS["csv"].from_state(json.loads(json.dumps(task.state())))
+    return TASKS["csv"].from_state(json.loads(json.dumps(csv_task(folder, kind, label).state())))
 
 
 def test_classes_are_the_training_labels_in_numerical_or_alphabetical_order(tmp_path):
