@@ -14,6 +14,7 @@ from tape_finetune.prediction_files import writing
 from tape_finetune.progress import track
 from tape_finetune.source import Source
 from tape_finetune.tasks import Task
+from tape_finetune.tasks.classes import ClassTask
 from tape_finetune.tasks.contact_prediction import CONTACT_DISTANCE, MIN_SEPARATION
 
 NO_LABEL = "-"  # of a residue
@@ -57,9 +58,9 @@ def truth(example: Example, prediction: dict[str, Any], task: Task) -> dict[str,
         near = np.linalg.norm(label[i] - label[j], axis=1) < CONTACT_DISTANCE
         return {"contacts": np.stack([i[near] + 1, j[near] + 1], axis=1).tolist()}
     if isinstance(prediction["probabilities"], list):
-        classes = getattr(task, "classes", "HEC")
-        names = [NO_LABEL if index == IGNORED_LABEL else classes[index] for index in label.tolist()]
-        return {"labels": "".join(names) if isinstance(prediction["labels"], str) else names}
+        assert isinstance(task, ClassTask)
+        of_residues = [NO_LABEL if index == IGNORED_LABEL else task.classes[index] for index in label.tolist()]
+        return {"labels": "".join(of_residues) if isinstance(prediction["labels"], str) else of_residues}
     names = list(prediction["probabilities"])
     if "label" in prediction:
         return {"label": names[int(label)]}

@@ -41,7 +41,7 @@ def bar_plot(task: TaskScores) -> Plot:
             axes.plot([start, end], [place, place], color=theme.text, linewidth=1.3, marker="|", markersize=6, zorder=3)
             if cell.score is None:
                 axes.plot(cell.values, [place] * len(cell.values), ".", color=theme.text, markersize=5, zorder=4)
-            _annotate(axes, number(cell.mean), max(end, cell.mean, 0.0), place, theme.text)
+            _annotate(axes, number(cell.mean), max(0.0, end, *cell.values), place, theme.text)
         for index, (_, value) in enumerate(published):
             place = len(ours) + index
             edge = theme.muted

@@ -153,10 +153,10 @@ def _contact_maps(task: TaskScores, saved: Saved) -> Plot | None:
     alt = "; ".join(f"protein {index + 1} has {100 * share:.0f} % right" for share, index in chosen)
     caption = (
         "Lower left the true contacts; upper right the pairs with the highest probability, as many as the protein has "
-        "residues, in colour where they are contacts. The best, the median and the worst protein of the split by the "
-        "share of these pairs that are contacts, named by their place in the split."
+        "residues, blue where they are contacts, orange where not. Of the split the best, the median and the worst "
+        "protein by the share of these pairs that are contacts, named by their place in it."
     )
-    return render(name, title, f"{alt}.", (3.5 * len(chosen), 3.9), draw, caption)
+    return render(name, title, f"{alt}.", (3.5 * len(chosen), 4.3), draw, caption)
 
 
 def _map(axes: "Axes", line: Mapping[str, Any], theme: Theme) -> None:

@@ -2,8 +2,10 @@
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from megatron_plm.errors import UserError
 from megatron_plm.report.results import (
@@ -15,8 +17,10 @@ from megatron_plm.report.results import (
     SplitScores,
     group_by_data,
     rank,
+    read_result,
 )
 from tape_finetune.reporting.published import HEADLINES, PUBLISHED, Headline, Published
+from tape_finetune.runs import RUN_FILE, read_json
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,30 @@ class TaskScores:
         return [run for model in self.models for run in model.runs]
 
 
+def read_run(directory: Path) -> Result:
+    """The result of a run directory; `task` tells what was predicted where one name stands for several things.
+
+    Raises UserError naming the file and key at fault.
+    """
+    result = read_result(directory)
+    path = directory / RUN_FILE
+    task = read_json(path).get("task") if path.exists() else None
+    state = task.get("state") if isinstance(task, dict) else None
+    variant = _variant(result.task, state) if isinstance(state, dict) else ""
+    return replace(result, task=f"{result.task} ({variant})") if variant else result
+
+
+def _variant(task: str, state: Mapping[str, Any]) -> str:
+    """What a run of the task predicts; empty where the name says it."""
+    if task == "csv":
+        return f"{state.get('label_column')}, {state.get('kind')}"
+    if task == "localization":
+        return str(state.get("kind", ""))
+    classes = state.get("classes")
+    # TAPE's published values are of three.
+    return f"{len(classes)} classes" if task == "secondary_structure" and classes and len(classes) != 3 else ""
+
+
 def group(results: Sequence[Result]) -> list[TaskScores]:
     """One entry a task and set of data, TAPE's tasks first; runs whose splits differ in content are never in one.
 
@@ -165,19 +193,14 @@ def warnings(tasks: Sequence[TaskScores]) -> list[str]:
         for name, several in titles.items()
         if len(several) > 1
     ]
-    for task in tasks:
-        few = [split for split in task.splits if not task.ranks(split)]
-        if few:
-            lines.append(
-                f"{task.title}: {', '.join(few)} {'have' if len(few) > 1 else 'has'} fewer than {ENOUGH_TO_RANK} "
-                "proteins and rank nothing."
-            )
-        single = [model.label for model in task.models if len(model.runs) == 1]
-        if single:
-            lines.append(
-                f"{task.title}: one seed only of {', '.join(single)}; in brackets stands the bootstrap interval over "
-                "proteins, which does not cover the luck of a seed."
-            )
+    few = [f"{task.title} {split}" for task in tasks for split in task.splits if not task.ranks(split)]
+    if few:
+        lines.append(f"Splits of fewer than {ENOUGH_TO_RANK} proteins rank nothing: {', '.join(few)}.")
+    single = [f"{model.label} on {task.title}" for task in tasks for model in task.models if len(model.runs) == 1]
+    if single:
+        lines.append(
+            "One seed only, whose luck no bootstrap interval covers; a claim needs several: " + "; ".join(single) + "."
+        )
     return lines
 
 

@@ -10,7 +10,7 @@ from megatron_plm.report.page import page_template
 from megatron_plm.report.theme import Plot
 from megatron_plm.report.wording import number
 from tape_finetune.reporting.groups import Cell, TaskScores, warnings
-from tape_finetune.reporting.published import HEADLINES, NOTE, PUBLISHED
+from tape_finetune.reporting.published import HEADLINES, NOTE, PROTEINLM, PUBLISHED, TAPE
 
 _MISSING = "–"
 
@@ -61,9 +61,9 @@ def overview(tasks: Sequence[TaskScores]) -> Table:
     if any(task.published for task in tasks):
         for row in PUBLISHED:
             values = [number(row.values[task.name], 2) if task.published else _MISSING for task in tasks]
-            rows.append((f"{row.model} (published, original splits; {row.source})", *values))
+            rows.append((f"{row.model} (published, original splits)", *values))
     marks = tuple(index >= ours for index in range(len(rows)))
-    return Table("All tasks", ("model", *columns), tuple(rows), marks)
+    return Table("The metric that stands for each task", ("model", *columns), tuple(rows), marks)
 
 
 def task_table(task: TaskScores) -> Table:
@@ -105,10 +105,18 @@ def splits_table(task: TaskScores) -> Table:
     return Table("Splits", columns, tuple(rows))
 
 
+def sources(tasks: Sequence[TaskScores]) -> list[str]:
+    """Where the published values of the first table are from; empty where it has none."""
+    if not any(task.published for task in tasks):
+        return []
+    models = {source: [row.model for row in PUBLISHED if row.source == source] for source in (TAPE, PROTEINLM)}
+    return [NOTE, *(f"{', '.join(names)}: {source}." for source, names in models.items())]
+
+
 def notes(task: TaskScores) -> list[str]:
     """What must be known of a task's published values."""
     headline = task.published_as
-    return [] if headline is None else [NOTE, *([headline.note] if headline.note else [])]
+    return [headline.note] if headline is not None and headline.note else []
 
 
 def markdown(title: str, sections: Sequence[Section], plot_folder: str) -> str:
@@ -116,6 +124,7 @@ def markdown(title: str, sections: Sequence[Section], plot_folder: str) -> str:
     tasks = [section.task for section in sections]
     lines = [f"# {_escaped(title)}", "", *(f"- {_escaped(line)}" for line in warnings(tasks)), ""]
     lines += ["## All tasks", "", *_markdown_table(overview(tasks)), ""]
+    lines += [line for source in sources(tasks) for line in (_escaped(source), "")]
     for section in sections:
         task = section.task
         lines += [f"## {_escaped(task.title)}", ""]
@@ -135,6 +144,7 @@ def html(title: str, sections: Sequence[Section]) -> bytes:
         title=title,
         warnings=warnings(tasks),
         overview=overview(tasks),
+        sources=sources(tasks),
         sections=[
             {
                 "title": section.task.title,

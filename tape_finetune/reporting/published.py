@@ -1,13 +1,12 @@
 """Numbers that others published for TAPE's tasks, all on TAPE's ORIGINAL splits.
 
-TAPE: the leaderboard in the README of github.com/songlab-cal/tape (commit 6d345c2b2bbf), after Rao et al. 2019
-(arXiv:1906.08230). ProteinLM: the README of github.com/THUDM/ProteinLM (commit fd6cf0117c46), after Xiao et al. 2021
-(arXiv:2108.07435). The same numbers stand in docs/benchmarks.md.
+The same numbers stand in docs/benchmarks.md.
 """
 
 from dataclasses import dataclass
 
-TAPE, PROTEINLM = "TAPE's README", "ProteinLM's README"
+TAPE = "leaderboard of github.com/songlab-cal/tape, README at 6d345c2b2bbf (Rao et al. 2019, arXiv:1906.08230)"
+PROTEINLM = "README of github.com/THUDM/ProteinLM at fd6cf0117c46 (Xiao et al. 2021, arXiv:2108.07435)"
 NOTE = (
     "Published values are on TAPE's original splits. A value of ours stands beside them for orientation; it compares "
     "directly only where the test split is the same data."
@@ -19,7 +18,7 @@ class Headline:
     """What a task's published values are of, in our names.
 
     Attributes:
-        name: of the task and the metric, for readers.
+        name: of task and metric, for readers.
         split: ours that stands for the published one.
         metric: ours.
         num_examples: proteins of the original split.
