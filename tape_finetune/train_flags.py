@@ -157,6 +157,11 @@ def _check_efficient(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name}: the encoder is not trained with --freeze; leave one of the two out")
     if arguments.lora_rank and arguments.layer_lr_decay:
         raise UserError("--layer_lr_decay: is for the encoder's weights, which --lora_rank leaves; leave one out")
+    if arguments.gradient_checkpointing and arguments.head == "attention":
+        raise UserError(
+            "--gradient_checkpointing: --head attention takes the weights of attention out of each block, which is not "
+            "computed again for them; leave one of the two out"
+        )
     if arguments.export_encoder and arguments.base_model == "random":
         raise UserError("--export_encoder: is for the base model transformer, whose language model goes with it")
     if arguments.compat == "tape" and world_size() > 1:

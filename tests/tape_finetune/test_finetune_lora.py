@@ -127,6 +127,7 @@ def test_a_target_that_is_no_matrix_is_an_error(checkpoint):
         (["transformer", "--bf16", "--freeze"], "--bf16: the encoder is not trained with --freeze"),
         (["onehot", "--gradient_checkpointing"], "--gradient_checkpointing: is for Transformers, not for onehot"),
         (["transformer", "--lora_rank=4", "--layer_lr_decay=0.8"], "--layer_lr_decay: is for the encoder's weights"),
+        (["transformer", "--gradient_checkpointing", "--head=attention"], "--gradient_checkpointing: --head attention"),
         (["random", "--export_encoder"], "--export_encoder: is for the base model transformer"),
         (["transformer", "--lora_rank=4", "--lora_dropout=1"], "expected a number from 0 to below 1"),
         (["transformer", "--lora_rank=0"], "expected a whole number of at least 1"),
