@@ -18,11 +18,14 @@ _FILES = {
     "megatron-converter": "tools/megatron_converter.py",
     "embed": "tools/embed.py",
     "score": "tools/score.py",
+    "download-tape": "tools/download_tape.py",
     "structures-to-tape": "tools/structures_to_tape.py",
     "benchmark": "tools/benchmark.py",
     "report": "tools/report.py",
     "tape-train": "tape_finetune/tape_train.py",
     "tape-eval": "tape_finetune/tape_eval.py",
+    "tape-predict": "tape_finetune/tape_predict.py",
+    "tape-report": "tape_finetune/report.py",
 }
 _LAUNCHER = "launch/pretrain.sh"
 _PRETRAIN_MODULE = "megatron_plm.training.pretrain"

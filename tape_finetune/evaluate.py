@@ -13,6 +13,7 @@ from tape_finetune.data import Split, choose_file
 from tape_finetune.flags import TAPE_ONLY, add_flag, refuse, whole_number
 from tape_finetune.leakage import check_distinct, num_in_train
 from tape_finetune.model import BASE_MODELS
+from tape_finetune.predictions import save_predictions
 from tape_finetune.progress import say
 from tape_finetune.scoring import score
 from tape_finetune.source import Source
@@ -44,15 +45,18 @@ def main(argv: Sequence[str]) -> int:
     scores = score(source, run.task, split=split.name, seed=run.seed)
     scored = {split.name: runs.split_result(split, scores, in_train)}
     say("\n".join(runs.score_lines(scored, asked)))
+    if arguments.save_predictions:
+        saved = directory / runs.predictions_file(split.name)
+        save_predictions(saved, source, run.task)
+        say(f"wrote {saved}: truth and prediction of each protein")
     if results is None:
-        say(f"wrote nothing: {directory} was saved untrained and has no {runs.RESULTS_FILE}")
+        say(f"no scores were written: {directory} was saved untrained and has no {runs.RESULTS_FILE}")
         say(f"next: {command_line('tape-train', ['--help'])}")
     else:
         results["splits"] |= scored
         runs.write_json(directory / runs.RESULTS_FILE, results)
         say(f"wrote {directory / runs.RESULTS_FILE}")
-        report = ["--pretraining", "RUN_DIR", "--results", directory, "--output", "report.html"]
-        say(f"next: {command_line('report', report)}  # RUN_DIR: the --save of the pretraining")
+        say(f"next: {command_line('tape-report', ['--results', directory, '--output', 'report'])}")
     return 0
 
 
@@ -63,6 +67,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="directory that tape_train wrote")
     add_flag(parser, "split", default="test", metavar="NAME", help="default: test")
     add_flag(parser, "metrics", nargs="*", default=[], metavar="NAME", help="metrics to print (default: all)")
+    text = "also write predictions_SPLIT.jsonl.gz to RUN_DIR; the report draws from it"
+    add_flag(parser, "save_predictions", action="store_true", help=text)
     add_flag(parser, "data_dir", type=Path, metavar="DIR", help="default: the folder of the training")
     add_flag(parser, "batch_size", type=whole_number(1), metavar="N", help="most proteins a pass (default: no limit)")
     add_flag(parser, "no_cuda", action="store_true", help="score on the CPU, also where there is a GPU")

@@ -3,6 +3,7 @@
 results.json        what came out: scores of every split with intervals, and the course of training
 run.json            what is needed to use the model again: task, head, architecture, data folder
 model.safetensors   weights of base model and head ("base.*", "head.*")
+predictions_SPLIT.jsonl.gz   truth and prediction of each protein, where tape_eval was asked for it
 """
 
 import json
@@ -63,6 +64,11 @@ def directory_name(task: str, base_model: str, time_or_name: str) -> str:
     if not suffix or Path(suffix).name != suffix:
         raise UserError(f"--time_or_name {time_or_name!r}: expected 'time' or a name without slashes")
     return f"{task}-{base_model}-{suffix}"
+
+
+def predictions_file(split: str) -> str:
+    """The name of the file with a split's predictions."""
+    return f"predictions_{split}.jsonl.gz"
 
 
 def check_target(path: Path, *, force: bool) -> None:

@@ -18,6 +18,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from tape_finetune.heads import Head, Reads, in_one_row
 
 _HIDDEN_SIZE = 512
+_WHOLE = -1  # a weight has one length, that of all its numbers
 
 
 class TapeConvHead(Head):
@@ -29,8 +30,8 @@ class TapeConvHead(Head):
     def __init__(self, num_features: int, num_outputs: int, hidden_size: int = _HIDDEN_SIZE) -> None:
         super().__init__(num_features, standardized=False)
         self.norm = nn.BatchNorm1d(num_features)
-        self.hidden = weight_norm(nn.Conv1d(num_features, hidden_size, kernel_size=5, padding=2), dim=None)
-        self.output = weight_norm(nn.Conv1d(hidden_size, num_outputs, kernel_size=3, padding=1), dim=None)
+        self.hidden = weight_norm(nn.Conv1d(num_features, hidden_size, kernel_size=5, padding=2), dim=_WHOLE)
+        self.output = weight_norm(nn.Conv1d(hidden_size, num_outputs, kernel_size=3, padding=1), dim=_WHOLE)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
@@ -51,8 +52,8 @@ class TapePooledHead(Head):
     def __init__(self, num_features: int, num_outputs: int, hidden_size: int = _HIDDEN_SIZE) -> None:
         super().__init__(num_features, standardized=False)
         self.pooler = nn.Linear(num_features, num_features)
-        self.hidden = weight_norm(nn.Linear(num_features, hidden_size), dim=None)
-        self.output = weight_norm(nn.Linear(hidden_size, num_outputs), dim=None)
+        self.hidden = weight_norm(nn.Linear(num_features, hidden_size), dim=_WHOLE)
+        self.output = weight_norm(nn.Linear(hidden_size, num_outputs), dim=_WHOLE)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from megatron_plm.errors import UserError
@@ -107,6 +108,7 @@ def _train(arguments: argparse.Namespace, directory: Path, world: World, argv: S
         "note": arguments.note,
         "num_processes": world.size,
         "device": world.device.type,
+        "peak_gpu_memory": torch.cuda.max_memory_allocated(world.device) if world.device.type == "cuda" else None,
         "splits": scored,
         "epochs": [asdict(epoch) for epoch in trained.epochs],
     }

@@ -29,8 +29,8 @@ def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Parse `argv`; raises UserError for an unknown or ill-typed flag, and for one that belongs to another task."""
     refuse(argv, _TAPE_ONLY)
     arguments = build_parser().parse(argv)
-    _check_efficient(arguments)
     check_task_flags(arguments, TASKS)
+    _check_efficient(arguments)
     heads = TASKS[arguments.task].of_kind(arguments.kind).heads
     arguments.head = arguments.head or next(iter(heads))
     if arguments.head not in heads:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from finetune_sample import sequence, structure_record, write_csv, write_jsonl
+from finetune_sample import sequence, structure_record, write_jsonl
 from tape_peer import import_tape, tape_config
 from torch import Tensor, nn
 
@@ -133,16 +133,15 @@ def test_secondary_structure_trains_as_with_tape(directory, tmp_path, monkeypatc
     _compare(ours.losses, _their_losses(model, batches(), len(ours.losses), monkeypatch))
 
 
-def test_a_property_of_proteins_trains_as_with_tape(directory, tmp_path, monkeypatch):
-    """As fluorescence does: pooled <cls>, squared error."""
+def test_fluorescence_trains_as_with_tape(directory, tmp_path, monkeypatch):
+    """Pooled <cls>, squared error; TAPE is given the labels as ours scales them."""
     rng = np.random.default_rng(2)
     for split, count in {"train": STEPS * BATCH, "valid": 4}.items():
         proteins = [sequence(rng, int(rng.integers(20, 40))) for _ in range(count)]
-        rows = [(protein, protein.count("K") + protein.count("L")) for protein in proteins]
-        write_csv(tmp_path / f"{split}.csv", ("sequence", "label"), rows)
+        records = [{"primary": p, "log_fluorescence": [1.0 * (p.count("K") + p.count("L"))]} for p in proteins]
+        write_jsonl(tmp_path / f"fluorescence_{split}.jsonl", records)
     ours = Recorded(monkeypatch)
-    columns = ["--sequence_column=sequence", "--label_column=label", "--kind=regression"]
-    _train("csv", directory, tmp_path, tmp_path / "results", *columns)
+    _train("fluorescence", directory, tmp_path, tmp_path / "results")
     names = {"pooler": "bert.pooler.dense", "hidden": "0", "output": "3"}
     model = _theirs(directory, "ProteinBertForValuePrediction", ours, "predict.value_prediction.main", names)
     datasets = import_tape("tape.datasets")

@@ -134,7 +134,7 @@ def test_a_target_that_is_no_matrix_is_an_error(checkpoint):
 )
 def test_flags_that_would_have_no_effect_are_errors(flags, message):
     with pytest.raises(UserError, match=message):
-        train.main([flags[0], "csv", *flags[1:]])
+        train.main([flags[0], "csv", "--kind=classification", *flags[1:]])
 
 
 def test_without_peft_the_error_says_what_to_install(monkeypatch):
@@ -142,4 +142,4 @@ def test_without_peft_the_error_says_what_to_install(monkeypatch):
     with pytest.raises(
         UserError, match=r"--lora_rank: needs the package peft: run `pip install 'megatron-plm\[lora\]'`"
     ):
-        train.main(["transformer", "stability", "--lora_rank", "4"])
+        train.main(["transformer", "csv", "--kind=classification", "--lora_rank", "4"])
