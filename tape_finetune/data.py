@@ -50,6 +50,7 @@ class Split:
     """The examples of one file; `sha256` is that of the file as it lies on disk.
 
     `num_undefined` examples have no label: they add nothing to a loss, and scores of single proteins leave them out.
+    `num_dropped` proteins of the file were left out, as only `--compat proteinlm` does.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Split:
     sha256: str
     examples: tuple[Example, ...]
     num_undefined: int
+    num_dropped: int = 0
 
     @property
     def num_cropped(self) -> int:

@@ -30,8 +30,11 @@ def main(argv: Sequence[str]) -> int:
     """Score as the flags say, print the metrics asked for and add them all to results.json; raises UserError."""
     refuse(argv, _TAPE_ONLY)
     arguments = _parser().parse(argv)
+    if arguments.compat and arguments.save_predictions:
+        raise UserError("--save_predictions: --compat writes nothing; leave one of the two out")
     directory: Path = arguments.run_dir
     run = runs.load_run(directory, base_model=arguments.base_model, task=arguments.task)
+    run.task.copies_proteinlm |= arguments.compat == "proteinlm"
     asked = [run.task.metric_name(metric, "--metrics") for metric in arguments.metrics] or run.task.metric_names
     path = choose_file(run.files(arguments.data_dir), arguments.split, f"--split {arguments.split}")
     split = run.task.load(arguments.split, path, run.max_length)
@@ -49,7 +52,9 @@ def main(argv: Sequence[str]) -> int:
         saved = directory / runs.predictions_file(split.name)
         save_predictions(saved, source, run.task)
         say(f"wrote {saved}: truth and prediction of each protein")
-    if results is None:
+    if arguments.compat:
+        say(f"no scores were written: the split was scored with faults of {arguments.compat}")
+    elif results is None:
         say(f"no scores were written: {directory} was saved untrained and has no {runs.RESULTS_FILE}")
         say(f"next: {command_line('tape-train', ['--help'])}")
     else:
@@ -70,6 +75,8 @@ def _parser() -> ArgumentParser:
     text = "also write predictions_SPLIT.jsonl.gz to RUN_DIR; the report draws from it"
     add_flag(parser, "save_predictions", action="store_true", help=text)
     add_flag(parser, "data_dir", type=Path, metavar="DIR", help="default: the folder of the training")
+    text = "score as ProteinLM's fork does: without proteins over 512, contacts counted twice; nothing is written"
+    add_flag(parser, "compat", choices=["proteinlm"], help=text)
     add_flag(parser, "batch_size", type=whole_number(1), metavar="N", help="most proteins a pass (default: no limit)")
     add_flag(parser, "no_cuda", action="store_true", help="score on the CPU, also where there is a GPU")
     return parser
@@ -105,7 +112,7 @@ def _num_in_train(run: runs.Run, split: Split, results: dict[str, Any]) -> int |
         path = run.files()["train"]
     except (UserError, KeyError):
         path = None
-    if path is None or not path.is_file():
+    if path is None or not path.exists():
         say(f"the training data is no longer where it was, so no one counts how much of {split.name} stands in it")
         return None
     train = run.task.load("train", path, run.max_length)

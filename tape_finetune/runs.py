@@ -97,6 +97,7 @@ def split_result(split: Split, scores: Mapping[str, Interval], num_in_train: int
         "num_examples": len(split.examples),
         "cropped": split.num_cropped,
         "num_undefined": split.num_undefined,
+        "num_dropped": split.num_dropped,
         "num_in_train": num_in_train,
         "file": split.path.name,
         "sha256": split.sha256,
@@ -183,7 +184,12 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 def describe(split: Split, num_in_train: int | None) -> str:
     """How many proteins a split has, and what there is to know of them, in a few words."""
-    facts = {"cropped": split.num_cropped, "without a label": split.num_undefined, "also in train": num_in_train}
+    facts = {
+        "cropped": split.num_cropped,
+        "without a label": split.num_undefined,
+        "dropped": split.num_dropped,
+        "also in train": num_in_train,
+    }
     told = ", ".join(f"{count:,} {what}" for what, count in facts.items() if count)
     return f"{split.name} {len(split.examples):,}" + (f" ({told})" if told else "")
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from megatron_plm.errors import UserError, suggestion
 from tape_finetune.data import Example, Split, content_sha256
-from tape_finetune.heads import HeadTable as HeadTable
-from tape_finetune.heads import Level
+from tape_finetune.heads import HeadTable, Level
 from tape_finetune.metrics import Metric
+
+_LONGEST_OF_PROTEINLM = 512  # residues of a test protein
 
 Observations = Mapping[str, NDArray[Any]]  # per example one row, what the metrics need to know of it
 
@@ -27,7 +28,9 @@ class Task(ABC):
     batch_size: ClassVar[int]  # the default, proteins a step
     own_flags: ClassVar[tuple[str, ...]] = ()  # of tasks/flags.py
     kinds: ClassVar[Mapping[str, type["Task"]]] = {}  # by the value of --kind; empty where a task has but one
-    saved: ClassVar[tuple[str, ...]] = ()  # attributes that a run keeps, as JSON; those of base classes besides
+    # Attributes that a run keeps, as JSON; those of base classes besides.
+    saved: ClassVar[tuple[str, ...]] = ("copies_proteinlm",)
+    copies_proteinlm: bool = False  # its faults in test splits and in counting contacts, by --compat proteinlm
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
     metric_aliases: ClassVar[Mapping[str, str]] = {}  # other names that `--metrics` takes
 
@@ -59,8 +62,9 @@ class Task(ABC):
         task.configure(arguments)
         return task
 
-    def configure(self, arguments: argparse.Namespace) -> None:  # noqa: B027
+    def configure(self, arguments: argparse.Namespace) -> None:
         """Take what the task's own flags say; raises UserError."""
+        self.copies_proteinlm = arguments.compat == "proteinlm"
 
     def learn(self, train: Split) -> None:  # noqa: B027
         """Take from the training labels what the loss must know of them; raises UserError naming the file."""
@@ -84,7 +88,9 @@ class Task(ABC):
 
     def load(self, split: str, path: Path, max_length: int | None) -> Split:
         """Read, crop and check a split; raises UserError naming the file, and the record at fault."""
-        examples = tuple(example.crop(max_length) for example in self.read(path))
+        read = list(self.read(path))
+        kept = [example for example in read if not self._drops(split, example)]
+        examples = tuple(example.crop(max_length) for example in kept)
         if not examples:
             raise UserError(f"{path}: the split {split!r} holds no record; give a file with labelled proteins")
         num_undefined = sum(not self.num_labels(example) for example in examples)
@@ -92,7 +98,7 @@ class Task(ABC):
             cropped = any(example.cropped for example in examples)
             within = f" within --max_length {max_length}; take a larger one" if cropped else "; give a file that has"
             raise UserError(f"{path}: no protein of the split {split!r} has a label to learn or to score{within}")
-        return Split(split, path, content_sha256(path), examples, num_undefined)
+        return Split(split, path, content_sha256(path), examples, num_undefined, len(read) - len(kept))
 
     @abstractmethod
     def read(self, path: Path) -> Iterator[Example]:
@@ -142,6 +148,12 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, observations: Observations) -> dict[str, Metric]:
         """The metrics over all examples of a split, by name."""
+
+    def _drops(self, split: str, example: Example) -> bool:
+        """Whether ProteinLM's fork would leave the protein out of the split."""
+        return (
+            self.copies_proteinlm and split not in ("train", "valid") and len(example.sequence) > _LONGEST_OF_PROTEINLM
+        )
 
     @classmethod
     def _saved_names(cls) -> list[str]:

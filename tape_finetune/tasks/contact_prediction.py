@@ -18,9 +18,9 @@ from torch import Tensor
 from megatron_plm.errors import UserError
 from tape_finetune import metrics
 from tape_finetune.data import Example
-from tape_finetune.heads import ContactHead, LinearContactHead
+from tape_finetune.heads import ContactHead, HeadTable, LinearContactHead
 from tape_finetune.pair_heads import AttentionContactHead, ResidualContactHead
-from tape_finetune.tasks.base import HeadTable, Observations, rounded
+from tape_finetune.tasks.base import Observations, rounded
 from tape_finetune.tasks.records import coordinates, valid_mask
 from tape_finetune.tasks.tape import TapeTask
 
@@ -43,6 +43,7 @@ class ContactPrediction(TapeTask):
     A pair counts once (i < j) and only where both residues are known. `precision_at_l5` is the share of contacts among
     the max(1, L // 5) pairs of a protein with the highest scores, L being its length, averaged over proteins. Where
     there are fewer pairs, in all or in a named range, all are taken; a protein without any is left out of that mean.
+    `--compat proteinlm` counts every pair twice, so that half as many fill the places.
     `auprc` is the area under the precision–recall curve of a protein's pairs, averaged over proteins with a contact.
     """
 
@@ -98,7 +99,9 @@ class ContactPrediction(TapeTask):
             for low, high in RANGES.values():
                 inside = (j - i >= low) & (j - i < high)
                 in_range = scores[inside], is_contact[inside]
-                row += [metrics.precision_at(max(1, length // share), *in_range) for share in SHARES.values()]
+                copies = 2 if self.copies_proteinlm else 1  # (i, j) and (j, i)
+                doubled = [np.repeat(values, copies) for values in in_range]
+                row += [metrics.precision_at(max(1, length // share), *doubled) for share in SHARES.values()]
                 row.append(metrics.average_precision(*in_range))
             rows.append(row)
         return dict(zip(self.metric_names, np.array(rows).T, strict=True))

@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 
 from megatron_plm.errors import UserError
 from tape_finetune.data import DEFAULT_DATA_DIR, Example, check_sequence, read_records, split_files
-from tape_finetune.tasks.base import HeadTable, Task
+from tape_finetune.heads import HeadTable
+from tape_finetune.tasks.base import Task
 from tape_finetune.tasks.classification import Classification
 from tape_finetune.tasks.flags import SPLIT_FILES
+from tape_finetune.tasks.head_tables import PROTEIN_HEADS, RESIDUE_HEADS
 from tape_finetune.tasks.records import class_name, label_value, residue_names
 from tape_finetune.tasks.regression import Regression
 from tape_finetune.tasks.residues import ResidueClassification
@@ -21,7 +23,7 @@ class CsvTask(Task):
     """The kinds share their files and columns. JSON lines and LMDB databases are read too; columns are their fields."""
 
     name = "csv"
-    heads: ClassVar[HeadTable] = {**Classification.heads, **ResidueClassification.heads}
+    heads: ClassVar[HeadTable] = {**PROTEIN_HEADS, **RESIDUE_HEADS}
     batch_size = 32
     own_flags: ClassVar[tuple[str, ...]] = ("kind", *_COLUMNS, *SPLIT_FILES, "class_weights")
     saved: ClassVar[tuple[str, ...]] = ("kind", "sequence_column", "label_column", "split_files")

@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from megatron_plm.errors import UserError
 from tape_finetune.data import DEFAULT_DATA_DIR, Example, check_sequence, field, read_records, split_files
-from tape_finetune.tasks.base import HeadTable, Task
+from tape_finetune.heads import HeadTable
+from tape_finetune.tasks.base import Task
 from tape_finetune.tasks.classification import Classification
+from tape_finetune.tasks.head_tables import PROTEIN_HEADS
 from tape_finetune.tasks.multilabel import MultiLabel
 from tape_finetune.tasks.records import class_name, label_value
 
@@ -32,7 +34,7 @@ class Localization(Task):
     """The kinds share their files: DATA_DIR/localization/SPLIT.csv or DATA_DIR/SPLIT.csv, or the other formats."""
 
     name = "localization"
-    heads: ClassVar[HeadTable] = Classification.heads
+    heads: ClassVar[HeadTable] = PROTEIN_HEADS
     batch_size = 32
     own_flags: ClassVar[tuple[str, ...]] = ("kind", "class_weights")
     saved: ClassVar[tuple[str, ...]] = ("kind",)

@@ -44,7 +44,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 def csv_task(folder: Path, kind: str, label_column: str, **flags: Any) -> Task:
     """The task csv on the tables of a folder, with what it takes from the training labels."""
     given = {"data_dir": folder, "kind": kind, "sequence_column": "sequence", "label_column": label_column, **flags}
-    arguments = argparse.Namespace(**dict.fromkeys((*SPLIT_FILES, "class_weights")) | given)
+    arguments = argparse.Namespace(**dict.fromkeys((*SPLIT_FILES, "class_weights", "compat")) | given)
     task = TASKS["csv"].from_arguments(arguments)
     task.learn(task.load("train", task.files(folder)["train"], None))
     return task

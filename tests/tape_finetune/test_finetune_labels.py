@@ -18,7 +18,7 @@ from tape_finetune.bootstrap import intervals, point_value
 from tape_finetune.data import Example, Split
 from tape_finetune.tasks import TASKS, Task
 
-NO_FLAGS = {"kind": None, "num_classes": None, "class_weights": None}
+NO_FLAGS = {"kind": None, "num_classes": None, "class_weights": None, "compat": None}
 
 
 def _task(name: str, **flags: object) -> Task:

@@ -24,7 +24,7 @@ def _softmax(logits: torch.Tensor) -> np.ndarray:
 
 def _csv(kind: str, **learned: object) -> Task:
     state = {"kind": kind, "sequence_column": "s", "label_column": "l", "split_files": {}, "class_weights": None}
-    return TASKS["csv"].from_state(state | learned)
+    return TASKS["csv"].from_state({"copies_proteinlm": False} | state | learned)
 
 
 def _predictions(task: Task, outputs: torch.Tensor, examples: list[Example]) -> list[dict]:

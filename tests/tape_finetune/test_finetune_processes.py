@@ -91,7 +91,7 @@ def test_the_first_process_writes_and_speaks(both):
 def test_an_error_is_told_once(both):
     _, two = both
     told = "".join((two / f"output_{rank}.txt").read_text() for rank in range(2))
-    assert told.count("the label 'nothing' is not a class of the training split") == 1
+    assert told.count("the label 'nothing' is none of the 2 classes") == 1
     assert told.count("--head x: the heads of csv are") == 1
     codes = json.loads((two / "codes_0.json").read_text())
     assert codes == {**dict.fromkeys(RUNS, 0), "broken": 2, "wrong": 2}
