@@ -7,6 +7,7 @@ from typing import Any
 from megatron_plm.arguments import ArgumentParser
 from megatron_plm.errors import UserError
 from megatron_plm.invocation import command_line
+from megatron_plm.parallel.mesh import device
 from tape_finetune import runs
 from tape_finetune.data import Split, choose_file
 from tape_finetune.flags import TAPE_ONLY, add_flag, refuse, whole_number
@@ -39,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
         _check_same_file(directory, results, arguments.split, split.sha256)
     in_train = None if results is None else _num_in_train(run, split, results)
     say(f"{run.task.name} with {run.base_model}; proteins: {runs.describe(split, in_train)}")
+    run.model.to(device(use_gpu=not arguments.no_cuda))
     source = Source(run.model, split.examples, batch_size=arguments.batch_size)
     scores = score(source, run.task, split=split.name, seed=run.seed)
     scored = {split.name: runs.split_result(split, scores, in_train)}
@@ -69,7 +71,7 @@ def _parser() -> ArgumentParser:
     add_flag(parser, "save_predictions", action="store_true", help=text)
     add_flag(parser, "data_dir", type=Path, metavar="DIR", help="default: the folder of the training")
     add_flag(parser, "batch_size", type=whole_number(1), metavar="N", help="most proteins a pass (default: no limit)")
-    add_flag(parser, "no_cuda", action="store_true", help="score on the CPU, as is done in any case")
+    add_flag(parser, "no_cuda", action="store_true", help="score on the CPU, also where there is a GPU")
     return parser
 
 

@@ -26,9 +26,11 @@ from megatron_plm.errors import JSON_ERRORS, UserError
 from megatron_plm.files import atomic_file
 from megatron_plm.model.transformer import Encoder
 from megatron_plm.tokenizers import get_tokenizer
+from tape_finetune.base_model import BaseModel
+from tape_finetune.baselines import BASELINES
 from tape_finetune.bootstrap import Interval
 from tape_finetune.data import Split
-from tape_finetune.model import BaseModel, EncoderModel, OneHotModel, TaskModel
+from tape_finetune.model import EncoderModel, OneHotModel, TaskModel, build_head, discard_final_norm
 from tape_finetune.tasks import TASKS, Task
 
 RESULTS_FILE, RUN_FILE, WEIGHTS_FILE = "results.json", "run.json", "model.safetensors"
@@ -47,6 +49,7 @@ class Run:
     max_length: int | None  # residues; longer proteins are cropped
     data_dir: Path | None  # None is the task's default place
     seed: int
+    compat: str | None = None  # whose fault of old is copied: tape or proteinlm
 
     def files(self, data_dir: Path | None = None) -> dict[str, Path]:
         """The files of the splits, in `data_dir` or where the run had them."""
@@ -111,14 +114,16 @@ def save_run(directory: Path, run: Run) -> None:
         "base_model": run.base_model,
         "head": run.head,
         "tokenizer": {"name": base.tokenizer.name, "sha256": base.tokenizer.sha256},
-        "model": asdict(base.options) if isinstance(base, EncoderModel) else None,
+        "model": None if isinstance(base, OneHotModel) else asdict(base.options),
         "primary_metric": run.primary_metric,
         "max_length": run.max_length,
         "data_dir": None if run.data_dir is None else str(run.data_dir),
         "seed": run.seed,
+        "compat": run.compat,
     }
     write_json(directory / RUN_FILE, document)
-    write_safetensors(run.model.state_dict(), directory / WEIGHTS_FILE)
+    weights = {name: tensor.cpu() for name, tensor in run.model.state_dict().items()}
+    write_safetensors(weights, directory / WEIGHTS_FILE)
 
 
 def load_run(directory: Path, *, base_model: str, task: str) -> Run:
@@ -135,7 +140,7 @@ def load_run(directory: Path, *, base_model: str, task: str) -> Run:
                 raise UserError(f"{directory}: this run has the {what} {found!r}, not {asked!r}; name {found} instead")
         base = _rebuild_base(directory, document)
         saved_task = TASKS[task].from_state(document["task"]["state"])
-        head = saved_task.heads[document["head"]](base.num_features, saved_task.num_outputs)
+        head = build_head(saved_task.heads, document["head"], base, saved_task.num_outputs)
         model = TaskModel(base, head, saved_task.level)
         data_dir = document["data_dir"]
         run = Run(
@@ -147,6 +152,7 @@ def load_run(directory: Path, *, base_model: str, task: str) -> Run:
             max_length=document["max_length"],
             data_dir=None if data_dir is None else Path(data_dir),
             seed=document["seed"],
+            compat=document.get("compat"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{directory / RUN_FILE}: not the description of a fine-tuned model: {error}") from None
@@ -209,10 +215,16 @@ def _rebuild_base(directory: Path, document: Mapping[str, Any]) -> BaseModel:
     tokenizer = get_tokenizer(document["tokenizer"]["name"])
     if tokenizer.sha256 != document["tokenizer"]["sha256"]:
         raise UserError(f"{directory}: the token list of {tokenizer.name!r} has changed since this run; train again")
+    if document["base_model"] in BASELINES:
+        kind, options_kind = BASELINES[document["base_model"]]
+        return kind(options_kind(**document["model"]))
     if document["model"] is None:
         return OneHotModel(tokenizer)
     options = ModelOptions(**document["model"])
-    return EncoderModel(Encoder(options, tokenizer), options, tokenizer)
+    base = EncoderModel(Encoder(options, tokenizer), options, tokenizer)
+    if document.get("compat") == "proteinlm":
+        discard_final_norm(base)
+    return base
 
 
 def _load_weights(model: TaskModel, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -11,13 +11,11 @@ from torch import Tensor
 
 from megatron_plm.errors import UserError, suggestion
 from tape_finetune.data import Example, Split, content_sha256
-from tape_finetune.heads import Head, Level
+from tape_finetune.heads import HeadTable as HeadTable
+from tape_finetune.heads import Level
 from tape_finetune.metrics import Metric
 
 Observations = Mapping[str, NDArray[Any]]  # per example one row, what the metrics need to know of it
-
-
-HeadTable = Mapping[str, Callable[[int, int], Head]]  # (width of the features, outputs) → head
 
 
 class Task(ABC):

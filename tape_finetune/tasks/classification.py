@@ -13,6 +13,7 @@ from torch import Tensor
 from tape_finetune import metrics
 from tape_finetune.data import Example, Split
 from tape_finetune.heads import LinearHead, MLPHead
+from tape_finetune.tape_heads import TapePooledHead
 from tape_finetune.tasks.base import HeadTable, Observations, rounded
 from tape_finetune.tasks.classes import ClassTask, balanced
 from tape_finetune.tasks.records import class_name, label_value
@@ -22,7 +23,7 @@ class Classification(ClassTask):
     """Labels are class indices, int64 without dims."""
 
     level = "protein"
-    heads: ClassVar[HeadTable] = {"mlp": MLPHead, "linear": LinearHead}
+    heads: ClassVar[HeadTable] = {"mlp": MLPHead, "linear": LinearHead, "tape": TapePooledHead}
     batch_size = 32
 
     @property

@@ -19,6 +19,7 @@ from megatron_plm.errors import UserError
 from tape_finetune import metrics
 from tape_finetune.data import Example
 from tape_finetune.heads import ContactHead, LinearContactHead
+from tape_finetune.pair_heads import AttentionContactHead, ResidualContactHead
 from tape_finetune.tasks.base import HeadTable, Observations, rounded
 from tape_finetune.tasks.records import coordinates, valid_mask
 from tape_finetune.tasks.tape import TapeTask
@@ -49,7 +50,13 @@ class ContactPrediction(TapeTask):
     folder = "proteinnet"
     label_field = "tertiary"
     level = "pair"
-    heads: ClassVar[HeadTable] = {"product_difference": ContactHead, "linear": LinearContactHead}
+    heads: ClassVar[HeadTable] = {
+        "product_difference": ContactHead,
+        "linear": LinearContactHead,
+        "resnet": ResidualContactHead,
+        "resnet30": partial(ResidualContactHead, num_blocks=30),
+        "attention": AttentionContactHead,
+    }
     batch_size = 4
     num_outputs = 1
     metric_names = tuple(f"{metric}{name}" for name in RANGES for metric in METRICS)

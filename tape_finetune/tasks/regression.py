@@ -14,6 +14,7 @@ from megatron_plm.errors import UserError
 from tape_finetune import metrics
 from tape_finetune.data import Example, Split
 from tape_finetune.heads import LinearHead, MLPHead
+from tape_finetune.tape_heads import TapePooledHead
 from tape_finetune.tasks.base import HeadTable, Observations, Task
 from tape_finetune.tasks.records import label_value
 
@@ -23,7 +24,7 @@ class Regression(Task):
     taken out, and the loss is the squared error on that scale; predictions and metrics are in the labels' unit."""
 
     level = "protein"
-    heads: ClassVar[HeadTable] = {"mlp": MLPHead, "linear": LinearHead}
+    heads: ClassVar[HeadTable] = {"mlp": MLPHead, "linear": LinearHead, "tape": TapePooledHead}
     batch_size = 32
     num_outputs = 1
     metric_names: tuple[str, ...] = ("spearmanr", "mse")

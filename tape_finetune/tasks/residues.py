@@ -14,6 +14,7 @@ from megatron_plm.data.loader import IGNORED_LABEL
 from tape_finetune import metrics
 from tape_finetune.data import Example, Split
 from tape_finetune.heads import ConvHead, LinearHead
+from tape_finetune.tape_heads import TapeConvHead
 from tape_finetune.tasks.base import HeadTable, Observations, rounded
 from tape_finetune.tasks.classes import ClassTask, balanced
 from tape_finetune.tasks.records import residue_names
@@ -23,7 +24,7 @@ class ResidueClassification(ClassTask):
     """Labels are class indices, int64 [L], IGNORED_LABEL where a residue has none."""
 
     level = "residue"
-    heads: ClassVar[HeadTable] = {"conv": ConvHead, "linear": LinearHead}
+    heads: ClassVar[HeadTable] = {"conv": ConvHead, "linear": LinearHead, "tape": TapeConvHead}
     batch_size = 16
     metric_names = ("accuracy", "accuracy_per_protein", "mcc", "macro_f1")
 
