@@ -16,6 +16,7 @@ from megatron_plm.inference.flags import add_reading_flags, check_output
 from megatron_plm.inference.progress import shown_residues
 from megatron_plm.inference.proteins import Protein, ProteinReader
 from megatron_plm.memory import keep_freed_memory
+from megatron_plm.parallel.mesh import device
 from megatron_plm.tokenizers import Tokenizer
 from tape_finetune import runs
 from tape_finetune.data import Example
@@ -42,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     check_output(arguments)
     _refuse_run_file(arguments)
     run = _load(arguments.run_dir)
+    run.model.to(device(use_gpu=not arguments.no_cuda))
     max_length = _max_length(arguments.max_length, run)
     arguments.column = arguments.column or getattr(run.task, "sequence_column", "sequence")
     reader = ProteinReader(
@@ -87,7 +89,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     text = "crop longer proteins to N residues (default: as in training)"
     add_flag(parser, "max_length", type=whole_number(1), metavar="N", help=text)
     add_flag(parser, "force", action="store_true", help="replace an existing file")
-    add_flag(parser, "no_cuda", action="store_true", help="predict on the CPU, as is done in any case")
+    add_flag(parser, "no_cuda", action="store_true", help="predict on the CPU, also where there is a GPU")
     return parser.parse(words)
 
 
