@@ -217,7 +217,7 @@ def test_flags_of_a_tape_command_that_mean_something_here(checkpoint, peptide_di
     assert len(before["epochs"]) == 2
     capsys.readouterr()
     assert evaluate.main(["transformer", "csv", str(tmp_path / "mine"), "--batch_size", "7", "--no_cuda"]) == 0
-    report = f"next: python tools/report.py --pretraining RUN_DIR --results {tmp_path / 'mine'} --output report.html"
+    report = f"next: python tape_finetune/report.py --results {tmp_path / 'mine'} --output report"
     assert report in capsys.readouterr().out
     after = json.loads((tmp_path / "mine" / "results.json").read_text())
     one, other = (results["splits"]["test"]["metrics"]["accuracy"]["value"] for results in (before, after))
