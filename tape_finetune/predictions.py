@@ -31,7 +31,7 @@ def predict(source: Source, task: Task) -> list[dict[str, Any]]:
         outputs = source.outputs(indices)
         if not outputs.isfinite().all():
             raise RunFailed("predicting: the model's outputs are not numbers; train with a lower --learning_rate")
-        found.update(zip(indices, task.predictions(outputs.float().cpu(), source.chosen(indices)), strict=True))
+        found.update(zip(indices, task.predictions(outputs, source.chosen(indices)), strict=True))
     return [found[index] for index in range(len(source.examples))]
 
 

@@ -1,6 +1,7 @@
 """The report as Markdown, JSON and one self-contained HTML page, all of the same tables."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from tape_finetune.reporting.groups import Cell, TaskScores, warnings
 from tape_finetune.reporting.published import HEADLINES, NOTE, PROTEINLM, PUBLISHED, TAPE
 
 _MISSING = "–"
+# An underscore inside a word, and brackets that no address follows, mean nothing to it.
+_MARKS = re.compile(r"[\\`*<>#]|(?<!\w)_|_(?!\w)|\](?=[(\[:])")
 
 
 @dataclass(frozen=True)
@@ -248,4 +251,4 @@ def _cell_text(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """Text whose signs Markdown would read as its own."""
-    return "".join(f"\\{letter}" if letter in "\\`*_[]<>#" else letter for letter in text)
+    return _MARKS.sub(r"\\\g<0>", text)

@@ -20,7 +20,8 @@ def commands(program: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("base", "weights"), [("onehot", ""), ("transformer", "--from_pretrained x"), ("random", "--from_pretrained x")]
+    ("base", "weights"),
+    [("onehot", ""), ("lstm", ""), *((base, "--from_pretrained x") for base in ("transformer", "random", "resnet"))],
 )
 def test_the_command_of_each_row_is_one_that_tape_train_takes(base: str, weights: str) -> None:
     values = {"$base": base, "$from": weights, "$seed": "1"}
