@@ -2,6 +2,7 @@
 # make test     the whole test suite
 # make lint     formatting, style and types
 # make bench    training and embedding against transformers, and data against megatron-core, on this machine
+# make bench-finetune   memory, time and score of full, adapted and frozen fine-tuning, on this machine
 # make fuzz     random input for the C++ data code and the index reader, under sanitizers, for minutes
 # make install  the package into the Python that PYTHON names, beside the torch that is there (containers, clusters)
 # make clean    remove the virtual environment and what the demo made
@@ -12,7 +13,7 @@ PY := $(VENV)/bin/python
 EXAMPLES := examples/data
 DEMO := demo
 
-.PHONY: demo test lint bench fuzz install clean
+.PHONY: demo test lint bench bench-finetune fuzz install clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/.evaluated
@@ -31,6 +32,9 @@ bench: $(VENV)/.test $(DEMO)/data/train.json
 	$(PY) tools/benchmark.py train --data-path $(DEMO)/data/train --preset esm2-8m --check
 	$(PY) tools/benchmark.py embed --input $(EXAMPLES)/pretrain_valid.fasta.gz --preset esm2-8m --check
 	$(PY) tools/benchmark.py data --input $(EXAMPLES)/pretrain_train.fasta.gz --check
+
+bench-finetune: $(VENV)/.test
+	$(PY) tools/benchmark.py finetune --data-dir $(EXAMPLES)/peptides
 
 fuzz: $(VENV)/.test
 	$(PY) tests/fuzz/fuzz.py --seconds 300 --keep build/fuzz

@@ -25,6 +25,17 @@ class Packed:
     residue_index: Tensor  # int64 [R], where in the row the residues are, in order
     lengths: tuple[int, ...]  # residues of each protein; they add up to R
 
+    def to(self, device: torch.device) -> "Packed":
+        """The same with its tensors on `device`."""
+        return Packed(
+            self.tokens.to(device),
+            self.positions.to(device),
+            self.segment_ids.to(device),
+            self.cu_seqlens.to(device),
+            self.residue_index.to(device),
+            self.lengths,
+        )
+
 
 def pack(examples: Sequence[Example], tokenizer: Tokenizer) -> Packed:
     """Lay `<cls> residues <eos>` of each protein end to end; a cut end, as in pretraining, has no `<eos>`."""

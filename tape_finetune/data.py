@@ -1,11 +1,12 @@
-"""Labelled proteins from JSON lines and CSV tables, every record checked; and the files of TAPE's splits.
+"""Labelled proteins: the records of LMDB databases, JSON lines and CSV tables, and the files of splits.
 
-TAPE's records as JSON lines, one object a line: `primary` (the sequence), `id`, `protein_length` and the task's label
-fields, in DATA_DIR/TASK/TASK_SPLIT.jsonl(.gz) or DATA_DIR/TASK_SPLIT.jsonl(.gz).
+`read_records` gives the records of any of them alike, as (place for messages, {field: value}). LMDB databases are
+TAPE's: pickles, of which nothing but plain values and NumPy arrays is loaded and nothing is run.
 """
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import re
@@ -17,10 +18,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from megatron_plm.data.readers.lmdb_records import lmdb_records
 from megatron_plm.errors import JSON_ERRORS, UserError, json_fault, suggestion
 
 DEFAULT_DATA_DIR = Path("data")  # TAPE's
-_SUFFIXES = (".jsonl", ".jsonl.gz")
+SUFFIXES = (".lmdb", ".jsonl", ".jsonl.gz", ".csv", ".csv.gz")
+_LMDB_FILE = "data.mdb"  # of a database that is a folder
 # Letters of any vocabulary; '*' ends a translation, '.' and '-' are gaps.
 _SEQUENCE = re.compile(r"[A-Za-z*.-]+")
 
@@ -47,6 +50,7 @@ class Split:
     """The examples of one file; `sha256` is that of the file as it lies on disk.
 
     `num_undefined` examples have no label: they add nothing to a loss, and scores of single proteins leave them out.
+    `num_dropped` proteins of the file were left out, as only `--compat proteinlm` does.
     """
 
     name: str
@@ -54,29 +58,42 @@ class Split:
     sha256: str
     examples: tuple[Example, ...]
     num_undefined: int
+    num_dropped: int = 0
 
     @property
     def num_cropped(self) -> int:
         return sum(example.cropped for example in self.examples)
 
 
+def split_files(folders: Sequence[Path], prefix: str) -> dict[str, Path]:
+    """The files PREFIXsplit.SUFFIX of the folders by split, those of the first folder first, each folder's by name.
+
+    Raises UserError where two files are one split.
+    """
+    files: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob(f"{prefix}*")):
+            suffix = next((s for s in SUFFIXES if path.name.endswith(s)), None)
+            split = path.name.removeprefix(prefix).removesuffix(suffix or "")
+            if suffix is None or not split:
+                continue
+            if split in files:
+                raise UserError(f"{path} and {files[split]} are both the split {split!r}; remove one of them")
+            files[split] = path
+    return files
+
+
 def tape_files(data_dir: Path | None, folder: str) -> dict[str, Path]:
     """The files of a TAPE task by split; `folder` is TAPE's name for its data. Raises UserError if there are none."""
     data_dir = data_dir or DEFAULT_DATA_DIR
     if not data_dir.is_dir():
-        raise UserError(f"--data_dir {data_dir}: no such folder; it should hold {folder}/{folder}_SPLIT.jsonl.gz")
-    files: dict[str, Path] = {}
-    for place in (data_dir / folder, data_dir):
-        for path in sorted(place.glob(f"{folder}_*.jsonl*")):
-            suffix = next((s for s in _SUFFIXES if path.name.endswith(s)), None)
-            if suffix is None:
-                continue
-            split = path.name.removeprefix(f"{folder}_").removesuffix(suffix)
-            if split in files:
-                raise UserError(f"{path} and {files[split]} are both the split {split!r}; remove one of them")
-            files[split] = path
+        raise UserError(
+            f"--data_dir {data_dir}: no such folder; it should hold {folder}/{folder}_SPLIT.lmdb or .jsonl.gz"
+        )
+    files = split_files((data_dir / folder, data_dir), f"{folder}_")
     if not files:
-        raise UserError(f"--data_dir {data_dir}: holds no file named {folder}/{folder}_SPLIT.jsonl or .jsonl.gz")
+        known = ", ".join(SUFFIXES)
+        raise UserError(f"--data_dir {data_dir}: holds no file named {folder}/{folder}_SPLIT with one of {known}")
     return files
 
 
@@ -88,6 +105,25 @@ def choose_file(files: dict[str, Path], split: str, place: str) -> Path:
             f"{place}: {folder} holds no split {split!r}; those that exist: {known}{suggestion(split, files)}"
         )
     return files[split]
+
+
+def read_records(path: Path, needed: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place for messages, fields by name) for each record of an LMDB database, JSON lines or a CSV table.
+
+    The name decides: .lmdb or a folder, .jsonl or .jsonl.gz, else CSV. Values are JSON's or pickled ones, of a table
+    text. A table must have the columns `needed`; raises UserError where one lacks, or for a damaged file.
+    """
+    if path.suffix == ".lmdb" or path.is_dir():
+        return read_lmdb(path)
+    return read_jsonl(path) if path.name.endswith((".jsonl", ".jsonl.gz")) else read_csv(path, needed)
+
+
+def read_lmdb(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place for messages, fields) for each record of a TAPE database, a file or a folder."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file; give a file with labelled proteins")
+    for number, record in enumerate(lmdb_records(str(path), str(path))):
+        yield _named(f"{path}, record {number}", record), record
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -103,24 +139,22 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             ) from None
         if not isinstance(value, dict):
             raise UserError(f"{path}, line {number}: expected a JSON object, found {type(value).__name__}")
-        name = f" (id {value['id']})" if "id" in value else ""
-        yield f"{path}, line {number}{name}", value
+        yield _named(f"{path}, line {number}", value), value
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield (place for messages, values of `columns`) for each row; the first row names the columns."""
+def read_csv(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place for messages, text by column) for each row; the first row names the columns, `needed` among them."""
     # Proteins can be longer than the module's default limit of a field.
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(_lines(path), strict=True)
     try:
         header = next(reader, None)
         if header is None:
-            raise UserError(f"{path}: empty; expected a header row with the columns {', '.join(columns)}")
-        for column in columns:
+            raise UserError(f"{path}: empty; expected a header row with the columns {', '.join(needed)}")
+        for column in needed:
             if header.count(column) != 1:
                 problem = f"no column {column!r}" if column not in header else f"two columns {column!r}"
                 raise UserError(f"{path}: {problem}; it has {', '.join(header)}{suggestion(column, header)}")
-        places = [header.index(column) for column in columns]
         for row in reader:
             if not row:
                 continue
@@ -129,9 +163,15 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str
                 raise UserError(
                     f"{record}: {len(row)} fields, but the header has {len(header)}; quote commas in fields"
                 )
-            yield record, [row[place].strip() for place in places]
+            yield record, {column: text.strip() for column, text in zip(header, row, strict=True)}
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
+
+
+def content_sha256(path: Path) -> str:
+    """SHA-256 of a file as it lies on disk, or of the data file of a database that is a folder."""
+    with (path / _LMDB_FILE if path.is_dir() else path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sequence(record: str, sequence: object) -> str:
@@ -146,10 +186,16 @@ def check_sequence(record: str, sequence: object) -> str:
 
 
 def field(record: str, value: dict[str, Any], name: str) -> Any:
-    """The field `name` of a record; UserError if it is missing or null."""
-    if value.get(name) is None:
-        raise UserError(f"{record}: the field {name!r} is missing; it has {', '.join(value) or 'none'}")
-    return value[name]
+    """The field `name` of a record; UserError if it is missing, null or an empty text."""
+    found = value.get(name)
+    if found is None or (isinstance(found, str) and not found):
+        raise UserError(f"{record}: the field {name!r} is missing; it has {', '.join(map(str, value)) or 'none'}")
+    return found
+
+
+def _named(place: str, value: dict[str, Any]) -> str:
+    """The place of a record with its `id`, where it has one."""
+    return f"{place} (id {value['id']})" if "id" in value else place
 
 
 def _lines(path: Path) -> Iterator[str]:

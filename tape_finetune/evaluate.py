@@ -7,11 +7,13 @@ from typing import Any
 from megatron_plm.arguments import ArgumentParser
 from megatron_plm.errors import UserError
 from megatron_plm.invocation import command_line
+from megatron_plm.parallel.mesh import device
 from tape_finetune import runs
 from tape_finetune.data import Split, choose_file
 from tape_finetune.flags import TAPE_ONLY, add_flag, refuse, whole_number
 from tape_finetune.leakage import check_distinct, num_in_train
 from tape_finetune.model import BASE_MODELS
+from tape_finetune.predictions import save_predictions
 from tape_finetune.progress import say
 from tape_finetune.scoring import score
 from tape_finetune.source import Source
@@ -28,8 +30,11 @@ def main(argv: Sequence[str]) -> int:
     """Score as the flags say, print the metrics asked for and add them all to results.json; raises UserError."""
     refuse(argv, _TAPE_ONLY)
     arguments = _parser().parse(argv)
+    if arguments.compat and arguments.save_predictions:
+        raise UserError("--save_predictions: --compat writes nothing; leave one of the two out")
     directory: Path = arguments.run_dir
     run = runs.load_run(directory, base_model=arguments.base_model, task=arguments.task)
+    run.task.copies_proteinlm |= arguments.compat == "proteinlm"
     asked = [run.task.metric_name(metric, "--metrics") for metric in arguments.metrics] or run.task.metric_names
     path = choose_file(run.files(arguments.data_dir), arguments.split, f"--split {arguments.split}")
     split = run.task.load(arguments.split, path, run.max_length)
@@ -38,19 +43,25 @@ def main(argv: Sequence[str]) -> int:
         _check_same_file(directory, results, arguments.split, split.sha256)
     in_train = None if results is None else _num_in_train(run, split, results)
     say(f"{run.task.name} with {run.base_model}; proteins: {runs.describe(split, in_train)}")
+    run.model.to(device(use_gpu=not arguments.no_cuda))
     source = Source(run.model, split.examples, batch_size=arguments.batch_size)
     scores = score(source, run.task, split=split.name, seed=run.seed)
     scored = {split.name: runs.split_result(split, scores, in_train)}
     say("\n".join(runs.score_lines(scored, asked)))
-    if results is None:
-        say(f"wrote nothing: {directory} was saved untrained and has no {runs.RESULTS_FILE}")
+    if arguments.save_predictions:
+        saved = directory / runs.predictions_file(split.name)
+        save_predictions(saved, source, run.task)
+        say(f"wrote {saved}: truth and prediction of each protein")
+    if arguments.compat:
+        say(f"no scores were written: the split was scored with faults of {arguments.compat}")
+    elif results is None:
+        say(f"no scores were written: {directory} was saved untrained and has no {runs.RESULTS_FILE}")
         say(f"next: {command_line('tape-train', ['--help'])}")
     else:
         results["splits"] |= scored
         runs.write_json(directory / runs.RESULTS_FILE, results)
         say(f"wrote {directory / runs.RESULTS_FILE}")
-        report = ["--pretraining", "RUN_DIR", "--results", directory, "--output", "report.html"]
-        say(f"next: {command_line('report', report)}  # RUN_DIR: the --save of the pretraining")
+        say(f"next: {command_line('tape-report', ['--results', directory, '--output', 'report'])}")
     return 0
 
 
@@ -61,9 +72,13 @@ def _parser() -> ArgumentParser:
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="directory that tape_train wrote")
     add_flag(parser, "split", default="test", metavar="NAME", help="default: test")
     add_flag(parser, "metrics", nargs="*", default=[], metavar="NAME", help="metrics to print (default: all)")
+    text = "also write predictions_SPLIT.jsonl.gz to RUN_DIR; the report draws from it"
+    add_flag(parser, "save_predictions", action="store_true", help=text)
     add_flag(parser, "data_dir", type=Path, metavar="DIR", help="default: the folder of the training")
+    text = "score as ProteinLM's fork does: without proteins over 512, contacts counted twice; nothing is written"
+    add_flag(parser, "compat", choices=["proteinlm"], help=text)
     add_flag(parser, "batch_size", type=whole_number(1), metavar="N", help="most proteins a pass (default: no limit)")
-    add_flag(parser, "no_cuda", action="store_true", help="score on the CPU, as is done in any case")
+    add_flag(parser, "no_cuda", action="store_true", help="score on the CPU, also where there is a GPU")
     return parser
 
 
@@ -97,7 +112,7 @@ def _num_in_train(run: runs.Run, split: Split, results: dict[str, Any]) -> int |
         path = run.files()["train"]
     except (UserError, KeyError):
         path = None
-    if path is None or not path.is_file():
+    if path is None or not path.exists():
         say(f"the training data is no longer where it was, so no one counts how much of {split.name} stands in it")
         return None
     train = run.task.load("train", path, run.max_length)

@@ -1,7 +1,11 @@
 """Training of a task model: epochs over the labelled proteins, the best one kept.
 
-One optimizer step is `batch_size` proteins. Their loss is the sum over their labels divided by the number of labels,
-however many passes (`accumulation`) the step is cut into. Gradients are cleared after every step.
+One optimizer step is `batch_size` proteins. Their loss is the sum over their labels, each times its weight, divided by
+the sum of the weights, however many passes (`accumulation`) and processes the step is cut into. Gradients are cleared
+after every step.
+
+Every process has the whole model and all examples. Each computes the gradient of its share of a batch, all add them up,
+and so take the same steps.
 """
 
 import math
@@ -10,21 +14,25 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from megatron_plm.data.order import permute
 from megatron_plm.errors import RunFailed, UserError
+from megatron_plm.parallel.mesh import World
 from megatron_plm.philox import derive_key
 from megatron_plm.training.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from megatron_plm.training.schedule import learning_rate
 from tape_finetune.batching import shuffled_batches
-from tape_finetune.model import TaskModel
+from tape_finetune.efficient import layer_lr_scales, trained_tensors
+from tape_finetune.model import EncoderModel, TaskModel
 from tape_finetune.progress import track
 from tape_finetune.scoring import score_one
 from tape_finetune.source import Source
 from tape_finetune.tasks import Task
 
 _CALIBRATION_PROTEINS = 256
+_CALIBRATION_MAPS = 16  # of proteins, each a number for every pair, layer and head
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,8 @@ class FitOptions:
     max_grad_norm: float
     patience: int | None
     seed: int
+    layer_lr_decay: float = 1.0  # what multiplies the learning rate from block to block, from the top down
+    zero_gradients: bool = True  # after each step; not to is stock TAPE's fault
 
 
 @dataclass(frozen=True)
@@ -61,14 +71,14 @@ def fit(
     report: Callable[[Epoch], None],
 ) -> list[Epoch]:
     """Train, and leave the model with the weights of the epoch that is best on `valid`; `report` gets each epoch.
+    Collective.
 
     Raises RunFailed where training diverges: at the step whose loss or gradient is not finite, or at the end of the
     epoch whose last step left such weights or outputs.
     """
     calibrate(model, train, options.seed)
-    optimizer = build_optimizer(
-        model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.999)
-    )
+    world = train.world
+    optimizer = _build_optimizer(model, options)
     steps_per_epoch = math.ceil(len(train.examples) / options.batch_size)
     total = steps_per_epoch * options.epochs
     warmup = total // 10 if options.warmup is None else options.warmup
@@ -77,30 +87,47 @@ def fit(
     best_weights: dict[str, Tensor] = {}
     for number in range(1, options.epochs + 1):
         batches = list(shuffled_batches(len(train.examples), options.batch_size, seed=options.seed, epoch=number))
-        loss_sum, num_labels = 0.0, 0
+        loss_sum, weight_sum = 0.0, 0.0
         for index, batch in enumerate(track(batches, f"epoch {number}")):
             step = (number - 1) * steps_per_epoch + index
             peak = options.learning_rate
             set_learning_rate(
                 optimizer, learning_rate(step, peak=peak, minimum=0.0, warmup=warmup, total=total, style="linear")
             )
-            parts = [part.tolist() for part in np.array_split(batch, options.accumulation) if len(part)]
-            torch.manual_seed(derive_key("finetune dropout", options.seed, step))
-            batch_loss, batch_labels, norm = train_step(model, task, train, parts, optimizer, options.max_grad_norm)
+            parts = [part.tolist() for part in np.array_split(batch, options.accumulation * world.size)]
+            # What dropout draws is each process's own.
+            torch.manual_seed(derive_key("finetune dropout", options.seed, step, *([world.rank] if world.rank else [])))
+            batch_loss, batch_weight, norm = train_step(
+                model, task, train, parts, optimizer, options.max_grad_norm, options.zero_gradients
+            )
             if not math.isfinite(batch_loss + norm):
                 raise _diverged(f"epoch {number}, step {index + 1}", f"loss {batch_loss:g} and gradient norm {norm:g}")
-            loss_sum, num_labels = loss_sum + batch_loss, num_labels + batch_labels
-        if not all(weights.isfinite().all() for weights in _trained(model).values()):
+            loss_sum, weight_sum = loss_sum + batch_loss, weight_sum + batch_weight
+        if not all(weights.isfinite().all() for _, weights in trained_tensors(model)):
             raise _diverged(f"epoch {number}", "weights that are not numbers")
-        epoch = Epoch(number, loss_sum / num_labels, score_one(valid, task, primary_metric))
+        epoch = Epoch(number, loss_sum / weight_sum, score_one(valid, task, primary_metric))
         epochs.append(epoch)
         report(epoch)
         if best is None or is_better(epoch.valid_metric, best.valid_metric, primary_metric in task.lower_is_better):
-            best, best_weights = epoch, {name: weights.clone() for name, weights in _trained(model).items()}
+            best, best_weights = epoch, {name: weights.clone() for name, weights in trained_tensors(model)}
         elif options.patience is not None and number - best.epoch >= options.patience:
             break
     model.load_state_dict(best_weights, strict=False)
     return epochs
+
+
+def _build_optimizer(model: TaskModel, options: FitOptions) -> torch.optim.Optimizer:
+    scales = None
+    if options.layer_lr_decay != 1:
+        assert isinstance(model.base, EncoderModel)
+        scales = layer_lr_scales(model.base.encoder, options.layer_lr_decay)
+    return build_optimizer(
+        model.parameters(),
+        lr=options.learning_rate,
+        weight_decay=options.weight_decay,
+        betas=(0.9, 0.999),
+        lr_scales=scales,
+    )
 
 
 def train_step(
@@ -110,40 +137,63 @@ def train_step(
     parts: Sequence[Sequence[int]],
     optimizer: torch.optim.Optimizer,
     max_grad_norm: float,
-) -> tuple[float, int, float]:
-    """One optimizer step over the examples of all `parts`, a forward and backward pass each.
+    zero_gradients: bool = True,
+) -> tuple[float, float, float]:
+    """One optimizer step over the examples of all `parts`, a forward and backward pass each; the processes share the
+    parts among them. Collective.
 
-    Returns the summed loss, the number of labels and the norm of the gradient before clipping. A batch without any
-    label changes nothing.
+    Returns the summed loss, the labels' summed weight and the norm of the gradient before clipping, the same
+    everywhere. A batch without any label changes nothing.
     """
-    num_labels = sum(task.num_labels(example) for part in parts for example in source.chosen(part))
-    if num_labels == 0:
-        return 0.0, 0, 0.0
+    world = source.world
+    weight = sum(task.loss_weight(example) for part in parts for example in source.chosen(part))
+    if weight == 0:
+        return 0.0, 0.0, 0.0
     loss_sum = 0.0
     model.train()
-    for part in parts:
+    for part in parts[world.rank :: world.size]:
+        if not part:
+            continue
         loss = task.loss(source.outputs(part), source.chosen(part))
-        (loss / num_labels).backward()
+        (loss / weight).backward()
         loss_sum += loss.item()
     model.eval()
+    _sum_gradients(model, world)
+    (loss_sum,) = world.sum(loss_sum)
     norm = clip_gradients(model.parameters(), max_grad_norm).item()
     optimizer.step()
-    optimizer.zero_grad()
-    return loss_sum, num_labels, norm
+    if zero_gradients:
+        optimizer.zero_grad()
+    return loss_sum, weight, norm
 
 
 @torch.no_grad()
 def calibrate(model: TaskModel, train: Source, seed: int) -> None:
-    """Set the head's feature scale from a sample of training proteins that `seed` decides.
+    """Set the head's feature scale, if it has one, from a sample of training proteins that `seed` decides.
 
     Raises UserError where the base model gives features that are not finite.
     """
     num_examples = len(train.examples)
-    sample = permute(np.arange(min(num_examples, _CALIBRATION_PROTEINS)), num_examples, derive_key("calibrate", seed))
+    wanted = _CALIBRATION_MAPS if model.reads == "attention" else _CALIBRATION_PROTEINS
+    sample = permute(np.arange(min(num_examples, wanted)), num_examples, derive_key("calibrate", seed))
     features = torch.cat([train.features([index]) for index in sample.tolist()])
     if not features.isfinite().all():
         raise UserError("--from_pretrained: the model's features are not numbers; give a checkpoint that is intact")
-    model.head.standardize.fit(features)
+    if model.head.standardized:
+        model.head.standardize.fit(features)
+
+
+def _sum_gradients(model: nn.Module, world: World) -> None:
+    """Add up the gradients of all processes; one that a process has none of counts as 0. Collective."""
+    if world.size == 1:
+        return
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    together = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(together)
+    pieces = together.split([parameter.numel() for parameter in trained])
+    for parameter, piece in zip(trained, pieces, strict=True):
+        parameter.grad = piece.view_as(parameter)
 
 
 def is_better(value: float, best: float, lower_is_better: bool) -> bool:
@@ -151,11 +201,6 @@ def is_better(value: float, best: float, lower_is_better: bool) -> bool:
     if math.isnan(value) or math.isnan(best):
         return not math.isnan(value)
     return value < best if lower_is_better else value > best
-
-
-def _trained(model: TaskModel) -> dict[str, Tensor]:
-    """The parameters that training changes."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _diverged(place: str, found: str) -> RunFailed:

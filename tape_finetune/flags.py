@@ -11,12 +11,12 @@ from megatron_plm.errors import UserError
 # TAPE's flags that have no meaning here, and what there is instead; docs/finetuning.md has the same table.
 TAPE_ONLY = {
     "num_workers": "the labels are read into memory at once; leave it out",
-    "fp16": "everything is computed in float32; leave it out",
+    "fp16": "--bf16 is there for tape_train; scores are computed in float32",
     "model_config_file": "a checkpoint says its own architecture; give --from_pretrained to tape_train",
     "vocab_file": "a checkpoint says its own vocabulary; leave it out",
     "tokenizer": "a checkpoint says its own vocabulary; leave it out",
-    "local_rank": "one process does the work; leave it out",
-    "nproc_per_node": "one process does the work; leave it out",
+    "local_rank": "torchrun tells each process its own; start tape_train.py with it and leave this out",
+    "nproc_per_node": "it is a flag of torchrun, which starts tape_train.py",
     "log_level": "the output has one level; leave it out",
     "debug": "the output has one level; leave it out",
 }

@@ -1,16 +1,16 @@
 """What stands on top of the features: small modules from feature vectors to a task's outputs.
 
 Shapes: R residues of packed proteins, n proteins, D width of a feature vector, O outputs, L residues of one protein,
-K hidden units. A head's level says what it reads: "protein" the mean feature vectors [n, D], "residue" and "pair" the
-residues' [R, D].
+K hidden units. A task's level says what its heads read, if a head doesn't say so itself: "protein" the mean feature
+vectors [n, D], "residue" and "pair" the residues' [R, D].
 
-Every head first brings the features to a common scale, so that one learning rate suits encoders of any kind.
+Every head here first brings the features to a common scale, so that one learning rate suits encoders of any kind.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,10 @@ from torch import Tensor, nn
 from megatron_plm.philox import derive_key, normal
 
 Level = Literal["residue", "protein", "pair"]
+# "mean" and "first" (the vector of <cls>) have one row a protein, "residues" and "tokens" (with <cls> and <eos>) one
+# for each of them, "attention" one a pair of residues, which holds its attention weights.
+Reads = Literal["mean", "first", "residues", "tokens", "attention"]
+_READS: dict[Level, Reads] = {"protein": "mean", "residue": "residues", "pair": "residues"}
 
 
 class Standardize(nn.Module):
@@ -46,25 +50,35 @@ class Standardize(nn.Module):
 
 
 class Head(nn.Module, ABC):
-    """A head reads features and the proteins' lengths; `seed` and the parameters' names decide its first weights."""
+    """A head reads features and the proteins' lengths; `seed` and the parameters' names decide its first weights.
 
-    def __init__(self, num_features: int) -> None:
+    `reads` of None is what the task's level says. Without `standardized` features are taken as they come.
+    """
+
+    reads: ClassVar[Reads | None] = None
+
+    def __init__(self, num_features: int, *, standardized: bool = True) -> None:
         super().__init__()
-        self.standardize = Standardize(num_features)
+        self.standardized = standardized
+        if standardized:
+            self.standardize = Standardize(num_features)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
-        """Matrices normal with deviation fan-in^-½, biases 0."""
+        """Matrices normal with deviation fan-in^-½, weights of norms 1, biases 0."""
         for name, parameter in self.named_parameters():
-            if parameter.dim() == 1:
-                parameter.zero_()
+            if parameter.dim() < 2:
+                parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
                 continue
             values = torch.from_numpy(normal(derive_key("head", seed, name), 0, parameter.numel()))
             parameter.copy_(values.view(parameter.shape) / math.sqrt(parameter[0].numel()))
 
     @abstractmethod
     def forward(self, features: Tensor, lengths: Sequence[int]) -> Tensor:
-        """The task's outputs."""
+        """The task's outputs; `lengths` are the rows of each protein, those of residues or tokens."""
+
+
+HeadTable = Mapping[str, Callable[[int, int], Head]]  # (width of the features, outputs) → head
 
 
 class LinearHead(Head):
@@ -102,13 +116,7 @@ class ConvHead(Head):
         self.output = nn.Conv1d(hidden_size, num_outputs, kernel_size=3, padding=1)
 
     def forward(self, features: Tensor, lengths: Sequence[int]) -> Tensor:
-        # All proteins in one row, so far apart that no window reaches over a gap of zeros.
-        gap = 2
-        protein = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-        index_R = torch.arange(len(features)) + gap * protein
-        row = features.new_zeros(len(features) + gap * len(lengths), features.shape[1])
-        is_residue = features.new_zeros(len(row)).index_fill(0, index_R, 1.0)
-        row = row.index_copy(0, index_R, self.standardize(features))
+        row, index_R, is_residue = in_one_row(self.standardize(features), lengths, gap=2)
         hidden = F.relu(self.hidden(row.T[None])) * is_residue
         return self.output(hidden)[0].T[index_R]
 
@@ -159,6 +167,23 @@ class LinearContactHead(Head):
         return torch.cat([pair_LL.flatten() for pair_LL in pairs])
 
 
+def what_is_read(head: Head, level: Level) -> Reads:
+    """The features that a head takes for a task of this level."""
+    return head.reads or _READS[level]
+
+
+def in_one_row(features: Tensor, lengths: Sequence[int], *, gap: int) -> tuple[Tensor, Tensor, Tensor]:
+    """All proteins in one row, with `gap` rows of zeros between them, over which no window of so many reaches.
+
+    Takes [R, D]; returns the row [S, D], where the R are in it, and 1 there and 0 elsewhere, [S].
+    """
+    protein = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    index_R = (torch.arange(len(features)) + gap * protein).to(features.device)
+    row = features.new_zeros(len(features) + gap * len(lengths), features.shape[1])
+    is_there = features.new_zeros(len(row)).index_fill(0, index_R, 1.0)
+    return row.index_copy(0, index_R, features), index_R, is_there
+
+
 def mean_over_residues(features: Tensor, lengths: Sequence[int]) -> Tensor:
     """The mean feature vector of each protein: [R, D] → [n, D]."""
-    return torch.segment_reduce(features, "mean", lengths=torch.tensor(lengths), axis=0)
+    return torch.segment_reduce(features, "mean", lengths=torch.tensor(lengths, device=features.device), axis=0)

@@ -6,7 +6,7 @@ draw with replacement are a bootstrap replicate), and returns float64 [B]. A val
 Shapes: n examples, B ways to weight them, C classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,18 @@ def mean(weights_Bn: Floats, values_n: NDArray) -> Floats:
     return ratio(weights_Bn, np.where(defined, values_n, 0.0), defined)
 
 
+def within(weights_Bn: Floats, metric: Metric, index_n: NDArray[np.bool_]) -> Floats:
+    """A metric of the examples that `index_n` chooses, which are those that `metric` takes weights for; NaN of none."""
+    if not index_n.any():
+        return np.full(len(weights_Bn), np.nan)
+    return metric(weights_Bn[:, index_n])
+
+
+def mean_of(weights_Bn: Floats, of: Sequence[Metric]) -> Floats:
+    """The mean of several metrics."""
+    return np.mean([metric(weights_Bn) for metric in of], axis=0)
+
+
 def mean_squared_error(weights_Bn: Floats, truth_n: Floats, predicted_n: Floats) -> Floats:
     """The mean of (truth − predicted)², in the square of the labels' unit."""
     return mean(weights_Bn, (truth_n - predicted_n) ** 2)
@@ -38,12 +50,19 @@ def accuracy(weights_Bn: Floats, truth_n: Ints, predicted_n: Ints) -> Floats:
 
 
 def matthews_correlation(weights_Bn: Floats, truth_n: Ints, predicted_n: Ints, num_classes: int) -> Floats:
-    """The correlation of true and predicted class, from −1 to 1, for any number of classes.
+    """The correlation of true and predicted class, from −1 to 1, for any number of classes."""
+    return matthews_of_counts(weights_Bn, *_class_counts(truth_n, predicted_n, num_classes))
+
+
+def matthews_of_counts(weights_Bn: Floats, hits_nC: NDArray, true_nC: NDArray, predicted_nC: NDArray) -> Floats:
+    """The same where an example has several labels, from its right, true and predicted ones of each class.
 
     R_K of Gorodkin 2004 (doi:10.1016/j.compbiolchem.2004.09.006). It is 0 where truth or prediction is all one class,
     as in scikit-learn.
     """
-    hits_BC, true_BC, predicted_BC = _class_counts(weights_Bn, truth_n, predicted_n, num_classes)
+    hits_BC, true_BC, predicted_BC = (
+        weights_Bn @ counts.astype(np.float64) for counts in (hits_nC, true_nC, predicted_nC)
+    )
     total_B = true_BC.sum(1)
     covariance = hits_BC.sum(1) * total_B - (true_BC * predicted_BC).sum(1)
     spread = (total_B**2 - (true_BC**2).sum(1)) * (total_B**2 - (predicted_BC**2).sum(1))
@@ -51,10 +70,17 @@ def matthews_correlation(weights_Bn: Floats, truth_n: Ints, predicted_n: Ints, n
 
 
 def macro_f1(weights_Bn: Floats, truth_n: Ints, predicted_n: Ints, num_classes: int) -> Floats:
-    """The mean over classes of F1 = 2·hits / (true + predicted); classes that are neither true nor predicted anywhere
-    are left out, as in scikit-learn."""
-    hits_BC, true_BC, predicted_BC = _class_counts(weights_Bn, truth_n, predicted_n, num_classes)
-    either_BC = true_BC + predicted_BC
+    """The mean over classes of F1 = 2·hits / (true + predicted)."""
+    return macro_f1_of_counts(weights_Bn, *_class_counts(truth_n, predicted_n, num_classes))
+
+
+def macro_f1_of_counts(weights_Bn: Floats, hits_nC: NDArray, true_nC: NDArray, predicted_nC: NDArray) -> Floats:
+    """The same where an example has several labels, from its right, true and predicted ones of each class.
+
+    Classes that are neither true nor predicted anywhere are left out, as in scikit-learn.
+    """
+    hits_BC = weights_Bn @ hits_nC.astype(np.float64)
+    either_BC = weights_Bn @ (true_nC + predicted_nC).astype(np.float64)
     present_BC = either_BC > 0
     f1_BC = np.where(present_BC, _divide(2 * hits_BC, either_BC), 0.0)
     return _divide(f1_BC.sum(1), present_BC.sum(1).astype(np.float64))
@@ -77,6 +103,22 @@ def spearman(weights_Bn: Floats, truth_n: Floats, predicted_n: Floats) -> Floats
     covariance = (weights_Bn * a_Bn * b_Bn).sum(1)
     spread = (weights_Bn * a_Bn**2).sum(1) * (weights_Bn * b_Bn**2).sum(1)
     return _divide(covariance, np.sqrt(spread))
+
+
+def average_precision(scores_P: Floats, is_hit_P: NDArray[np.bool_]) -> float:
+    """The area under the steps of precision over recall, as the threshold falls from score to score; NaN without hits.
+
+    Σ (R_t − R_{t−1})·P_t over the distinct scores t, as in scikit-learn: equal scores are one step, so their order has
+    no influence. No line is drawn between the steps, which would be too good (Davis & Goadrich 2006,
+    doi:10.1145/1143844.1143874).
+    """
+    num_hits = np.count_nonzero(is_hit_P)
+    if num_hits == 0:
+        return float("nan")
+    order = np.argsort(-scores_P, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(scores_P[order]) != 0, True))
+    hits_t = np.cumsum(is_hit_P[order])[ends]
+    return float((np.diff(hits_t, prepend=0) * hits_t / (ends + 1)).sum() / num_hits)
 
 
 def precision_at(k: int, scores_P: Floats, is_hit_P: NDArray[np.bool_]) -> float:
@@ -117,15 +159,11 @@ def _before(totals_BG: Floats) -> Floats:
     return np.cumsum(totals_BG, axis=1) - totals_BG
 
 
-def _class_counts(
-    weights_Bn: Floats, truth_n: Ints, predicted_n: Ints, num_classes: int
-) -> tuple[Floats, Floats, Floats]:
-    """Weight of the hits, the true and the predicted members of each class, each [B, C]."""
+def _class_counts(truth_n: Ints, predicted_n: Ints, num_classes: int) -> tuple[NDArray, NDArray, NDArray]:
+    """Right, true and predicted labels of each class, each [n, C], of examples with one label."""
     classes = np.arange(num_classes)
-    true_nC, predicted_nC = truth_n[:, None] == classes, predicted_n[:, None] == classes
-    counted = (true_nC & predicted_nC, true_nC, predicted_nC)
-    hits, true, predicted = (weights_Bn @ flags.astype(np.float64) for flags in counted)
-    return hits, true, predicted
+    true_nC, predicted_nC = ((values[:, None] == classes).astype(np.int64) for values in (truth_n, predicted_n))
+    return true_nC * predicted_nC, true_nC, predicted_nC
 
 
 def _divide(numerator: Floats, denominator: Floats) -> Floats:

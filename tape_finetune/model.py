@@ -3,7 +3,7 @@
 Shapes: R residues of packed proteins, n proteins, D width of a feature vector.
 """
 
-from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,34 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_plm.config.options import ModelOptions
+from megatron_plm.convert.native import write_native
 from megatron_plm.convert.pretrained import Pretrained, load_pretrained
+from megatron_plm.convert.weights import Weights
 from megatron_plm.data.packing import NUM_SPECIAL_TOKENS
 from megatron_plm.errors import UserError
 from megatron_plm.model.initialize import initialize
 from megatron_plm.model.transformer import Encoder, MaskedLanguageModel
 from megatron_plm.tokenizers import Tokenizer, get_tokenizer
+from tape_finetune.attention_maps import attention_of_pairs
+from tape_finetune.base_model import BaseModel
+from tape_finetune.baselines import BASELINES, build_baseline
 from tape_finetune.batching import Packed
-from tape_finetune.heads import Head, Level, mean_over_residues
+from tape_finetune.data import Example
+from tape_finetune.heads import Head, HeadTable, Level, mean_over_residues, what_is_read
+from tape_finetune.pair_heads import AttentionContactHead
 
 _ONEHOT_TOKENIZER = "esm2"
-
-
-class BaseModel(nn.Module, ABC):
-    """From packed proteins to a feature vector a residue, [R, D]."""
-
-    def __init__(self, tokenizer: Tokenizer, num_features: int) -> None:
-        super().__init__()
-        self.tokenizer = tokenizer
-        self.num_features = num_features
-
-    @property
-    def max_residues(self) -> int | None:
-        """Residues of the longest protein that it can take; None if there is no limit."""
-        return None
-
-    @abstractmethod
-    def forward(self, packed: Packed) -> Tensor:
-        """The residues' features."""
+ENCODER = "encoder"  # folder of a run directory
 
 
 class EncoderModel(BaseModel):
@@ -59,7 +49,7 @@ class EncoderModel(BaseModel):
         if self.training and self.options.hidden_dropout:
             row_keys_1 = torch.randint(2**62, (1,), device=packed.tokens.device)
         x_1TD = self.encoder(packed.tokens, packed.positions, packed.segment_ids, packed.cu_seqlens, row_keys_1)
-        return x_1TD[0, packed.residue_index]
+        return x_1TD[0]
 
 
 class OneHotModel(BaseModel):
@@ -69,11 +59,21 @@ class OneHotModel(BaseModel):
         super().__init__(tokenizer, tokenizer.vocab_size)
 
     def forward(self, packed: Packed) -> Tensor:
-        return F.one_hot(packed.tokens[0, packed.residue_index], self.num_features).float()
+        return F.one_hot(packed.tokens[0], self.num_features).float()
+
+
+def discard_final_norm(base: BaseModel) -> None:
+    """Let the last block's output be the features, as in ProteinLM's fork of TAPE; UserError where no norm follows."""
+    if not isinstance(base, EncoderModel) or base.options.norm_placement != "pre":
+        raise UserError(
+            "--compat proteinlm: discards the norm behind the last block, which this base model doesn't have; give one "
+            "with norms before attention and MLP, or leave the flag out"
+        )
+    base.encoder.final_norm = nn.Identity()
 
 
 class TaskModel(nn.Module):
-    """A base model and a head; the head's level says whether it reads residues or whole proteins.
+    """A base model and a head for a task of that level.
 
     It is in evaluation mode, without dropout, but for the passes of a training step.
     """
@@ -83,12 +83,57 @@ class TaskModel(nn.Module):
         self.base = base
         self.head = head
         self.level = level
+        self.reads = what_is_read(head, level)
         self.eval()
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are, all of them."""
+        return next(self.parameters()).device
+
+    def train(self, mode: bool = True) -> "TaskModel":
+        """As ever, but a base model that is not trained has no dropout."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.base.parameters()):
+            self.base.eval()
+        return self
+
     def features(self, packed: Packed) -> Tensor:
-        """What the head reads: [n, D] for the level "protein", else [R, D]."""
-        features = self.base(packed)
-        return mean_over_residues(features, packed.lengths) if self.level == "protein" else features
+        """What the head reads (`heads.Reads`), one row after the other, protein by protein."""
+        if self.reads == "attention":
+            assert isinstance(self.base, EncoderModel)
+            return attention_of_pairs(self.base.encoder, packed, self.base)
+        # What trains in bfloat16 ends here: the head computes in float32.
+        features_TD = self.base(packed).float()
+        if self.reads == "tokens":
+            return features_TD
+        if self.reads == "first":
+            return features_TD[packed.cu_seqlens[:-1].long()]
+        features_RD = features_TD[packed.residue_index]
+        return mean_over_residues(features_RD, packed.lengths) if self.reads == "mean" else features_RD
+
+    def num_rows(self, example: Example) -> int:
+        """How many rows an example has in `features`."""
+        length = len(example.sequence)
+        tokens = length + (1 if example.cropped else 2)  # <cls>, and <eos> where the end is there
+        return {"mean": 1, "first": 1, "residues": length, "tokens": tokens, "attention": length**2}[self.reads]
+
+    def outputs(self, features: Tensor, examples: Sequence[Example]) -> Tensor:
+        """The task's outputs, from the features of these examples."""
+        if self.reads != "tokens":
+            return self.head(features, [len(example.sequence) for example in examples])
+        rows = [self.num_rows(example) for example in examples]
+        of_proteins = zip(self.head(features, rows).split(rows), examples, strict=True)
+        return torch.cat([outputs[1 : 1 + len(example.sequence)] for outputs, example in of_proteins])
+
+
+def build_head(heads: HeadTable, name: str, base: BaseModel, num_outputs: int) -> Head:
+    """The head of that name, as wide as the base model's features; UserError where it needs what the model lacks."""
+    if heads[name] is not AttentionContactHead:
+        return heads[name](base.num_features, num_outputs)
+    if not isinstance(base, EncoderModel):
+        raise UserError(f"--head {name}: reads a Transformer's attention, which this base model doesn't have")
+    return heads[name](base.options.num_layers * base.options.num_attention_heads, num_outputs)
 
 
 def transformer(path: Path) -> EncoderModel:
@@ -109,6 +154,17 @@ def random_transformer(path: Path, seed: int) -> EncoderModel:
     return EncoderModel(model.encoder, pretrained.options, pretrained.tokenizer)
 
 
+def export_encoder(base: BaseModel, path: Path, directory: Path) -> None:
+    """Write the encoder, with the language model's head that the checkpoint at `path` has, as a native checkpoint into
+    a new directory."""
+    assert isinstance(base, EncoderModel)
+    pretrained = _load(path)
+    tensors = pretrained.model.state_dict()
+    tensors |= {f"encoder.{name}": tensor.cpu() for name, tensor in base.encoder.state_dict().items()}
+    directory.mkdir()
+    write_native(Weights(base.options, base.tokenizer, tensors), directory)
+
+
 def _load(path: Path) -> Pretrained:
     pretrained = load_pretrained(path)
     if not pretrained.tokenizer.one_letter_a_token:
@@ -119,7 +175,7 @@ def _load(path: Path) -> Pretrained:
     return pretrained
 
 
-BASE_MODELS = ("transformer", "random", "onehot")
+BASE_MODELS = ("transformer", "random", "onehot", *BASELINES)
 
 
 def build_base(name: str, from_pretrained: Path | None, seed: int) -> BaseModel:
@@ -128,6 +184,8 @@ def build_base(name: str, from_pretrained: Path | None, seed: int) -> BaseModel:
         if from_pretrained is not None:
             raise UserError("--from_pretrained has no use with the base model onehot; leave it out")
         return OneHotModel(get_tokenizer(_ONEHOT_TOKENIZER))
+    if name in BASELINES:
+        return build_baseline(name, from_pretrained, seed)
     if from_pretrained is None:
         what = "the weights of" if name == "transformer" else "the architecture of"
         raise UserError(f"the base model {name} needs --from_pretrained PATH, {what} a checkpoint directory")

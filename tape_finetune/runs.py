@@ -3,6 +3,7 @@
 results.json        what came out: scores of every split with intervals, and the course of training
 run.json            what is needed to use the model again: task, head, architecture, data folder
 model.safetensors   weights of base model and head ("base.*", "head.*")
+predictions_SPLIT.jsonl.gz   truth and prediction of each protein, where tape_eval was asked for it
 """
 
 import json
@@ -25,9 +26,11 @@ from megatron_plm.errors import JSON_ERRORS, UserError
 from megatron_plm.files import atomic_file
 from megatron_plm.model.transformer import Encoder
 from megatron_plm.tokenizers import get_tokenizer
+from tape_finetune.base_model import BaseModel
+from tape_finetune.baselines import BASELINES
 from tape_finetune.bootstrap import Interval
 from tape_finetune.data import Split
-from tape_finetune.model import BaseModel, EncoderModel, OneHotModel, TaskModel
+from tape_finetune.model import EncoderModel, OneHotModel, TaskModel, build_head, discard_final_norm
 from tape_finetune.tasks import TASKS, Task
 
 RESULTS_FILE, RUN_FILE, WEIGHTS_FILE = "results.json", "run.json", "model.safetensors"
@@ -46,6 +49,7 @@ class Run:
     max_length: int | None  # residues; longer proteins are cropped
     data_dir: Path | None  # None is the task's default place
     seed: int
+    compat: str | None = None  # whose fault of old is copied: tape or proteinlm
 
     def files(self, data_dir: Path | None = None) -> dict[str, Path]:
         """The files of the splits, in `data_dir` or where the run had them."""
@@ -60,6 +64,11 @@ def directory_name(task: str, base_model: str, time_or_name: str) -> str:
     if not suffix or Path(suffix).name != suffix:
         raise UserError(f"--time_or_name {time_or_name!r}: expected 'time' or a name without slashes")
     return f"{task}-{base_model}-{suffix}"
+
+
+def predictions_file(split: str) -> str:
+    """The name of the file with a split's predictions."""
+    return f"predictions_{split}.jsonl.gz"
 
 
 def check_target(path: Path, *, force: bool) -> None:
@@ -88,6 +97,7 @@ def split_result(split: Split, scores: Mapping[str, Interval], num_in_train: int
         "num_examples": len(split.examples),
         "cropped": split.num_cropped,
         "num_undefined": split.num_undefined,
+        "num_dropped": split.num_dropped,
         "num_in_train": num_in_train,
         "file": split.path.name,
         "sha256": split.sha256,
@@ -105,14 +115,16 @@ def save_run(directory: Path, run: Run) -> None:
         "base_model": run.base_model,
         "head": run.head,
         "tokenizer": {"name": base.tokenizer.name, "sha256": base.tokenizer.sha256},
-        "model": asdict(base.options) if isinstance(base, EncoderModel) else None,
+        "model": None if isinstance(base, OneHotModel) else asdict(base.options),
         "primary_metric": run.primary_metric,
         "max_length": run.max_length,
         "data_dir": None if run.data_dir is None else str(run.data_dir),
         "seed": run.seed,
+        "compat": run.compat,
     }
     write_json(directory / RUN_FILE, document)
-    write_safetensors(run.model.state_dict(), directory / WEIGHTS_FILE)
+    weights = {name: tensor.cpu() for name, tensor in run.model.state_dict().items()}
+    write_safetensors(weights, directory / WEIGHTS_FILE)
 
 
 def load_run(directory: Path, *, base_model: str, task: str) -> Run:
@@ -129,7 +141,7 @@ def load_run(directory: Path, *, base_model: str, task: str) -> Run:
                 raise UserError(f"{directory}: this run has the {what} {found!r}, not {asked!r}; name {found} instead")
         base = _rebuild_base(directory, document)
         saved_task = TASKS[task].from_state(document["task"]["state"])
-        head = saved_task.heads[document["head"]](base.num_features, saved_task.num_outputs)
+        head = build_head(saved_task.heads, document["head"], base, saved_task.num_outputs)
         model = TaskModel(base, head, saved_task.level)
         data_dir = document["data_dir"]
         run = Run(
@@ -141,6 +153,7 @@ def load_run(directory: Path, *, base_model: str, task: str) -> Run:
             max_length=document["max_length"],
             data_dir=None if data_dir is None else Path(data_dir),
             seed=document["seed"],
+            compat=document.get("compat"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{directory / RUN_FILE}: not the description of a fine-tuned model: {error}") from None
@@ -171,7 +184,12 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 def describe(split: Split, num_in_train: int | None) -> str:
     """How many proteins a split has, and what there is to know of them, in a few words."""
-    facts = {"cropped": split.num_cropped, "without a label": split.num_undefined, "also in train": num_in_train}
+    facts = {
+        "cropped": split.num_cropped,
+        "without a label": split.num_undefined,
+        "dropped": split.num_dropped,
+        "also in train": num_in_train,
+    }
     told = ", ".join(f"{count:,} {what}" for what, count in facts.items() if count)
     return f"{split.name} {len(split.examples):,}" + (f" ({told})" if told else "")
 
@@ -203,10 +221,16 @@ def _rebuild_base(directory: Path, document: Mapping[str, Any]) -> BaseModel:
     tokenizer = get_tokenizer(document["tokenizer"]["name"])
     if tokenizer.sha256 != document["tokenizer"]["sha256"]:
         raise UserError(f"{directory}: the token list of {tokenizer.name!r} has changed since this run; train again")
+    if document["base_model"] in BASELINES:
+        kind, options_kind = BASELINES[document["base_model"]]
+        return kind(options_kind(**document["model"]))
     if document["model"] is None:
         return OneHotModel(tokenizer)
     options = ModelOptions(**document["model"])
-    return EncoderModel(Encoder(options, tokenizer), options, tokenizer)
+    base = EncoderModel(Encoder(options, tokenizer), options, tokenizer)
+    if document.get("compat") == "proteinlm":
+        discard_final_norm(base)
+    return base
 
 
 def _load_weights(model: TaskModel, path: Path) -> None:

@@ -19,8 +19,8 @@ _LACKING = {
 }
 
 
-def import_tape() -> ModuleType:
-    """The package `tape`; the test is skipped where it is not installed."""
+def import_tape(module: str = "tape") -> ModuleType:
+    """The package `tape`, or a module of it; the test is skipped where it is not installed."""
     if "tape" not in sys.modules and importlib.util.find_spec("tape") is None:
         pytest.skip("tape-proteins is not installed (make test does it)")
     absent = {name: names for name, names in _LACKING.items() if name not in sys.modules and not _is_there(name)}
@@ -30,7 +30,7 @@ def import_tape() -> ModuleType:
             setattr(empty, attribute, type(attribute, (Exception,), {}))
         sys.modules[name] = empty
     try:
-        return importlib.import_module("tape")
+        return importlib.import_module(module)
     finally:  # other packages look whether they are there
         for name in absent:
             del sys.modules[name]

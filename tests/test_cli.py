@@ -12,7 +12,8 @@ from processes import REPOSITORY, environment
 from megatron_plm import __version__, cli
 from megatron_plm.cli import VERBS
 
-ELSEWHERE = {"tape-train": "tape_finetune/tape_train.py", "tape-eval": "tape_finetune/tape_eval.py"}
+ELSEWHERE = {f"tape-{verb}": f"tape_finetune/tape_{verb}.py" for verb in ("train", "eval", "predict")}
+ELSEWHERE["tape-report"] = "tape_finetune/report.py"
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ SUBJECTS = {
     "data": ("megatron_plm.benchmark.data", "preprocessing against megatron-core's builder, and the loader"),
     "parity": ("megatron_plm.benchmark.parity", "every layout against one process"),
     "convert": ("megatron_plm.benchmark.convert", "memory and speed of checkpoint conversions"),
+    "finetune": ("megatron_plm.benchmark.finetune", "memory, time and score of the ways to fine-tune"),
     "recipes": ("megatron_plm.benchmark.recipes", "preprocessing of stand-ins for UniRef, Pfam, BFD and OAS"),
 }
 

@@ -21,8 +21,16 @@ def run_side(module: str, arguments: Sequence[object], *, cores: int) -> dict[st
     Added is `peak_memory`: the most anonymous memory, in bytes, that it and its children had together, as seen every
     20 ms; None where the system doesn't tell. Raises UserError with the side's own message where it fails.
     """
+    output, peak = run_watched(module, arguments, cores=cores, threads=1, name=str(arguments[0]))
+    return {**json.loads(output.splitlines()[-1]), "peak_memory": peak}
+
+
+def run_watched(
+    module: str, arguments: Sequence[object], *, cores: int, threads: int, name: str
+) -> tuple[str, int | None]:
+    """Run a module as `run_side` does; returns its output and its peak memory. `name` is told where it fails."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment)
         try:
@@ -40,8 +48,8 @@ def run_side(module: str, arguments: Sequence[object], *, cores: int) -> dict[st
         errors.seek(0)
         if process.returncode:
             told = errors.read().strip().splitlines() or [f"exit code {process.returncode}"]
-            raise UserError(f"{arguments[0]}: {told[-1].removeprefix('error: ')}")
-        return {**json.loads(output.read().splitlines()[-1]), "peak_memory": peak}
+            raise UserError(f"{name}: {told[-1].removeprefix('error: ')}")
+        return output.read(), peak
 
 
 def _keep_to(process: int, cores: int) -> None:

@@ -34,6 +34,7 @@ from megatron_plm.inference.rows import pack
 from megatron_plm.inference.runner import Runner
 from megatron_plm.model.attention import Sequences
 from megatron_plm.model.heads import ContactHead
+from megatron_plm.model.transformer import Encoder
 
 _OURS = re.compile(r"\d{5,}_.*\.(npz|png)")
 _LONGEST_NAME = 100  # letters of a protein's name in that of its files
@@ -62,9 +63,9 @@ class AttentionMaps(nn.Module):
 
 
 @contextlib.contextmanager
-def _attention_taken(runner: Runner, take: Callable[[int, Tensor], None]) -> Iterator[None]:
+def attention_taken(encoder: Encoder, take: Callable[[int, Tensor], None]) -> Iterator[None]:
     """While it lasts, every layer's attention weights go to `take(layer, weights)`."""
-    attentions: list[Any] = [block.attention for block in runner.model.encoder.blocks.values()]
+    attentions: list[Any] = [block.attention for block in encoder.blocks.values()]
     fused = [attention.attend for attention in attentions]
     try:
         for layer, attention in enumerate(attentions):
@@ -90,7 +91,7 @@ def contact_map(runner: Runner, head: ContactHead, residues: npt.NDArray[np.inte
         nonlocal logits
         logits = logits + head.layer_logits(layer, weights_NTT[:, 1:-1, 1:-1])
 
-    with _attention_taken(runner, take):
+    with attention_taken(runner.model.encoder, take):
         runner.model.encoder(*row.to(runner.device), max_length=row.max_length)
     return logits.sigmoid().cpu().numpy()
 

@@ -68,8 +68,12 @@ class ContactHead(nn.Module):
     def layer_logits(self, layer: int, attention_NLL: Tensor) -> Tensor:
         """What the attention of one layer among the residues (no `<cls>`, no `<eos>`) adds to the logits, [L, L]."""
         weight_N = self.regression.weight[0, layer * self.num_heads : (layer + 1) * self.num_heads]
-        both_NLL = attention_NLL + attention_NLL.transpose(-1, -2)
-        # The average product correction takes out what rows and columns have in all their pairs.
-        rows_NL1, columns_N1L = both_NLL.sum(-1, keepdim=True), both_NLL.sum(-2, keepdim=True)
-        corrected_NLL = both_NLL - rows_NL1 * columns_N1L / rows_NL1.sum(-2, keepdim=True)
-        return torch.einsum("n,nij->ij", weight_N, corrected_NLL)
+        return torch.einsum("n,nij->ij", weight_N, corrected_attention(attention_NLL))
+
+
+def corrected_attention(attention_NLL: Tensor) -> Tensor:
+    """Symmetrised attention weights less their average product correction, which takes out what rows and columns have
+    in all their pairs."""
+    both_NLL = attention_NLL + attention_NLL.transpose(-1, -2)
+    rows_NL1, columns_N1L = both_NLL.sum(-1, keepdim=True), both_NLL.sum(-2, keepdim=True)
+    return both_NLL - rows_NL1 * columns_N1L / rows_NL1.sum(-2, keepdim=True)

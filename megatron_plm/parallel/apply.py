@@ -110,7 +110,7 @@ def assemble(config: Config, tokenizer: Tokenizer, world: World) -> tuple[list[n
         part = model if pp == 1 else Stage(model, layers[stage], is_first=is_first, is_last=is_last)
         blocks = [block for block in part.modules() if isinstance(block, Block)]
         for block in blocks:
-            _recompute(block, config.training.recompute_granularity, draws=config.model.attention_dropout > 0)
+            recompute(block, config.training.recompute_granularity, draws=config.model.attention_dropout > 0)
             if config.training.compile:
                 block.compile()
         _shard(part, blocks, config, world)
@@ -120,7 +120,7 @@ def assemble(config: Config, tokenizer: Tokenizer, world: World) -> tuple[list[n
     return parts, num_parameters
 
 
-def _recompute(block: Block, granularity: str, *, draws: bool) -> None:
+def recompute(block: Block, granularity: str, *, draws: bool) -> None:
     """Let the backward pass recompute the block: all of it, or what is not dear ("selective"). `draws` says whether it
     draws random numbers, which must then come again."""
     if granularity == "none":

@@ -18,8 +18,8 @@ from torch.distributed.distributed_c10d import _abort_process_group
 
 from megatron_plm.config.layout import DIMS, Layout
 from megatron_plm.config.options import ParallelOptions
-from megatron_plm.errors import UserError
-from megatron_plm.parallel.presence import Presence
+from megatron_plm.errors import UserError, tell
+from megatron_plm.parallel.presence import Presence, is_broken_connection
 from megatron_plm.parallel.store import STORE_ERRORS, is_first, open_store
 
 ONE_PROCESS = Layout(1, 1, 1, 1, 1)
@@ -27,6 +27,7 @@ _DEFAULT_TIMEOUT = timedelta(minutes=10)
 # What NCCL finds late ends the process without a name; what gloo does, which the loop waits in at every step, raises.
 _LATER_ON_GPUS = timedelta(minutes=1)
 _SECONDS_TO_ABORT = 10.0
+_SECONDS_TO_AGREE = 10.0
 MESH_DIMS = ("pp", "dp_replicate", "dp_shard_cp", "tp")
 
 
@@ -132,6 +133,16 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def device(*, use_gpu: bool = True) -> torch.device:
+    """This process's GPU where there is one and `use_gpu` doesn't forbid it, else the CPU."""
+    return torch.device("cuda", local_rank()) if use_gpu and torch.cuda.is_available() else torch.device("cpu")
+
+
+def process_rank() -> int:
+    """Which of all processes this one is; 0 outside of torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def check_devices() -> None:
     """Raise UserError where this machine's processes are more than its GPUs, if it has any."""
     processes, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
@@ -144,9 +155,29 @@ class OtherOptions(UserError):
 
 
 @contextmanager
+def told_once(world: World) -> Iterator[None]:
+    """Let one process tell a UserError that all of them raise alike.
+
+    Where only some raise it, the others know nothing of it and would wait: it is told, and this process crashes, which
+    makes torchrun end them.
+    """
+    try:
+        yield
+    except UserError as error:
+        if is_broken_connection(error):
+            raise
+        error.told = error.told or not world.is_first(str(error))
+        if world.all_come("an error", seconds=_SECONDS_TO_AGREE):
+            raise
+        tell(error)
+        raise SystemExit(error.exit_code) from None
+
+
+@contextmanager
 def joined_world(
     options: ParallelOptions | None = None,
     *,
+    use_gpu: bool = True,
     force_group: bool = False,
     timeout_minutes: float = 10.0,
     description: str = "",
@@ -154,25 +185,25 @@ def joined_world(
     """Join the processes that torchrun started in the layout that `options` ask for, and leave them at the end.
 
     A single process gets no process group, unless `force_group`: FSDP2, which carries the mixed-precision policy,
-    needs a mesh even for one. A process that waits for another longer than the timeout fails. Raises OtherOptions where
-    `description`, lines of "option = value", is not that of the first process, and RunFailed with the name of a process
-    that doesn't come or goes before the others.
+    needs a mesh even for one. Without `use_gpu` the device is the CPU, also where there is a GPU. A process that waits
+    for another longer than the timeout fails. Raises OtherOptions where `description`, lines of "option = value", is
+    not that of the first process, and RunFailed with the name of a process that doesn't come or goes before the others.
     """
-    device = torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    own_device = device(use_gpu=use_gpu)
+    if own_device.type == "cuda":
+        torch.cuda.set_device(own_device)
     if world_size() == 1 and not force_group:
-        yield World(0, 1, device, None)
+        yield World(0, 1, own_device, None)
         return
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    rank, size, timeout = int(os.environ.get("RANK", "0")), world_size(), timedelta(minutes=timeout_minutes)
+    backend = "cpu:gloo,cuda:nccl" if own_device.type == "cuda" else "gloo"
+    rank, size, timeout = process_rank(), world_size(), timedelta(minutes=timeout_minutes)
     store = open_store(rank, size, timeout)
     failed = True
     try:
         with Presence(store, rank, size, timeout) if size > 1 else contextlib.nullcontext() as presence:
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
             _check_same(store, rank, size, description, timeout)
-            yield replace(arranged_world(options or ParallelOptions(), device, store, timeout), presence=presence)
+            yield replace(arranged_world(options or ParallelOptions(), own_device, store, timeout), presence=presence)
         failed = False
     finally:
         if dist.is_initialized():

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int | None:
     output: Path = arguments.output
     if output.suffix != ".html" or output.is_dir():
         raise UserError(f"--output {output}: expected the name of a file that ends in .html")
-    _require_drawing_packages()
+    require_drawing_packages()
     run = read_run(arguments.pretraining)
     tasks = group_by_task([read_result(directory) for directory in arguments.results])
     commands = experiment(run, tasks)
@@ -71,7 +71,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _require_drawing_packages() -> None:
+def require_drawing_packages() -> None:
     """Raise UserError unless the packages of the extra `report` are there."""
     try:
         import jinja2  # noqa: F401

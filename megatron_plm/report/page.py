@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from megatron_plm.report import verdicts, wording
 from megatron_plm.report.plots import training_plots
@@ -13,6 +14,9 @@ from megatron_plm.report.records import Run
 from megatron_plm.report.results import Task
 from megatron_plm.report.score_plots import score_plots
 from megatron_plm.report.theme import Plot
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,7 @@ def build_page(
         training: plots of the run.
         scores: one plot a task, in the order of `tasks`.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(
-        number=wording.number,
-        scored=wording.scored,
-        badge=verdicts.badge,
-        data_uri=_data_uri,
-    )
-    template = environment.from_string(files("megatron_plm.report").joinpath("page.html").read_text(encoding="utf-8"))
-    page = template.render(
+    page = page_template("megatron_plm.report").render(
         title=title,
         run=run,
         summary=[wording.what_was_trained(run), wording.what_came_out(run)],
@@ -74,6 +68,22 @@ def build_page(
     )
     # JSON can smuggle in half a surrogate pair, which UTF-8 cannot hold
     return page.encode("utf-8", errors="replace")
+
+
+def page_template(package: str) -> "Template":
+    """Return the template page.html of a package, with the style and the filters that all pages share."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(
+        number=wording.number,
+        scored=wording.scored,
+        badge=verdicts.badge,
+        data_uri=_data_uri,
+    )
+    environment.globals["style"] = Markup(files("megatron_plm.report").joinpath("style.css").read_text("utf-8"))
+    return environment.from_string(files(package).joinpath("page.html").read_text(encoding="utf-8"))
 
 
 def _data_uri(png: bytes) -> str:

@@ -12,9 +12,9 @@ _WAY_OUT = "give --results directories that tape_finetune/tape_train.py wrote, s
 # the one task whose name doesn't say what was predicted: its data do
 _CSV_TASK = "csv"
 # the model under test first, then what it is measured against
-_BASE_MODEL_ORDER = ("transformer", "random", "onehot")
+BASE_MODEL_ORDER = ("transformer", "random", "onehot")
 # rows follow the course of an experiment; test splits of any name come last
-_SPLIT_ORDER = ("train", "valid")
+SPLIT_ORDER = ("train", "valid")
 # with fewer examples the luck of their choice decides, whatever the intervals say
 ENOUGH_TO_RANK = 30
 
@@ -133,7 +133,7 @@ class Task:
     def splits(self) -> list[str]:
         """Return the splits that any result scored: train, valid, then test splits as first met."""
         names = dict.fromkeys(split for result in self.results for split in result.splits)
-        return sorted(names, key=lambda name: _rank(name, _SPLIT_ORDER))
+        return sorted(names, key=lambda name: rank(name, SPLIT_ORDER))
 
     def num_examples(self, split: str) -> int:
         """Return the number of examples in a split, the smallest where the models saw different numbers of them."""
@@ -146,7 +146,7 @@ class Task:
     def headline_splits(self) -> list[str]:
         """Return the splits a verdict may rest on: the test splits, or the others where there is none."""
         splits = self.splits()
-        return [name for name in splits if name not in _SPLIT_ORDER] or splits
+        return [name for name in splits if name not in SPLIT_ORDER] or splits
 
 
 def read_result(directory: Path) -> Result:
@@ -191,6 +191,13 @@ def group_by_task(results: Sequence[Result]) -> list[Task]:
 
     Raises UserError where a directory is named twice.
     """
+    tasks = [Task(name, title, _distinct_labels(group)) for name, title, group in group_by_data(results)]
+    return sorted(tasks, key=lambda task: not any(map(task.ranks, task.headline_splits())))
+
+
+def group_by_data(results: Sequence[Result]) -> list[tuple[str, str, list[Result]]]:
+    """Return (task, title, results) for each task and set of data: results are in one group where every split that
+    two of them scored is the same file, by content."""
     groups: dict[str, list[list[Result]]] = {}
     for result in results:
         known = groups.setdefault(result.task, [])
@@ -200,12 +207,11 @@ def group_by_task(results: Sequence[Result]) -> list[Task]:
                 break
         else:
             known.append([result])
-    tasks = [
-        Task(name, title, _distinct_labels(group))
+    return [
+        (name, title, group)
         for name, same_task in groups.items()
         for title, group in zip(_titles(name, same_task), same_task, strict=True)
     ]
-    return sorted(tasks, key=lambda task: not any(map(task.ranks, task.headline_splits())))
 
 
 def _same_data(first: Result, second: Result) -> bool:
@@ -249,9 +255,9 @@ def _distinct_labels(results: Sequence[Result]) -> tuple[Result, ...]:
     for label, times in Counter(result.label for result in named).items():
         if times > 1:
             raise UserError(f"--results: {times} results of task {results[0].task!r} are {label!r}; name each once")
-    return tuple(sorted(named, key=lambda result: _rank(result.base_model, _BASE_MODEL_ORDER)))
+    return tuple(sorted(named, key=lambda result: rank(result.base_model, BASE_MODEL_ORDER)))
 
 
-def _rank(name: str, order: Sequence[str]) -> int:
+def rank(name: str, order: Sequence[str]) -> int:
     """Return the place of `name` in `order`, behind all of it where it isn't named there."""
     return order.index(name) if name in order else len(order)

@@ -1,7 +1,7 @@
 """AdamW with the usual parameter groups, and the gradient norm."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -19,23 +19,28 @@ def build_optimizer(
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.98),
     eps: float = 1e-8,
+    lr_scales: Mapping[nn.Parameter, float] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) over the trainable parameters; biases and norms, the parameters of one dim,
-    have no weight decay."""
+    have no weight decay. `lr_scales` multiply the learning rate of some parameters."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     # The fused step takes tensors of one mesh at a time: some parameters may be cut by tensor parallelism, others not.
-    groups: dict[tuple[object, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[object, float, float], list[nn.Parameter]] = {}
     for parameter in trained:
         mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
-        groups.setdefault((mesh, weight_decay if parameter.dim() > 1 else 0.0), []).append(parameter)
-    options = [{"params": members, "weight_decay": decay} for (_, decay), members in groups.items()]
+        scale = (lr_scales or {}).get(parameter, 1.0)
+        groups.setdefault((mesh, weight_decay if parameter.dim() > 1 else 0.0, scale), []).append(parameter)
+    options = [
+        {"params": members, "weight_decay": decay, "lr": lr * scale} | ({"lr_scale": scale} if scale != 1 else {})
+        for (_, decay, scale), members in groups.items()
+    ]
     return torch.optim.AdamW(options, lr=lr, betas=betas, eps=eps, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Use `lr` for every parameter group from the next step on."""
+    """Use `lr` for every parameter group, by its scale, from the next step on."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def clip_gradients(

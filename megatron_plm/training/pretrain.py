@@ -16,15 +16,23 @@ from megatron_plm.config.layout import bubble_fraction, num_micro_batches, stage
 from megatron_plm.config.load import load_config, to_toml
 from megatron_plm.config.options import Config
 from megatron_plm.config.problems import problems
-from megatron_plm.errors import RunFailed, UserError, run_command, tell
+from megatron_plm.errors import RunFailed, UserError, run_command
 from megatron_plm.files import atomic_file
 from megatron_plm.invocation import EXIT_CODE_FILE, command_line, typeable
 from megatron_plm.kernels.linear import linear_path
 from megatron_plm.machine import package_versions, processor_name
 from megatron_plm.memory import keep_freed_memory
 from megatron_plm.model.attention import attention_path
-from megatron_plm.parallel.mesh import OtherOptions, World, check_devices, joined_world, local_rank, world_size
-from megatron_plm.parallel.presence import is_broken_connection
+from megatron_plm.parallel.mesh import (
+    OtherOptions,
+    World,
+    check_devices,
+    joined_world,
+    local_rank,
+    process_rank,
+    told_once,
+    world_size,
+)
 from megatron_plm.training.checkpoint import load_checkpoint, load_pretrained_weights
 from megatron_plm.training.guard import StopRequest
 from megatron_plm.training.loop import train
@@ -39,7 +47,6 @@ from megatron_plm.training.run_directory import (
 from megatron_plm.training.state import Datasets, Run, build_run, open_datasets
 
 EXIT_CODES = {"finished": 0, "interrupted": 75}  # 75 is EX_TEMPFAIL: run me again; what fails raises
-_SECONDS_TO_AGREE = 10.0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,20 +77,11 @@ def main(argv: Sequence[str]) -> int:
                 )
             )
         except OtherOptions as error:
-            error.told = int(os.environ["RANK"]) > 0
+            error.told = process_rank() > 0
             raise
-        try:
+        with told_once(world):
             stack.enter_context(own_run_directory(config, world))
             return EXIT_CODES[_pretrain(config, world, datasets, argv)]
-        except UserError as error:
-            if is_broken_connection(error):
-                raise
-            error.told = error.told or not world.is_first(str(error))
-            if world.all_come("an error", seconds=_SECONDS_TO_AGREE):
-                raise
-            # The others know nothing of it and would wait for this process: a crash makes torchrun end them.
-            tell(error)
-            raise SystemExit(error.exit_code) from None
 
 
 def launch(argv: Sequence[str]) -> int:

@@ -7,8 +7,7 @@ doi:10.1186/s12859-019-2932-0).
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,10 +17,12 @@ from torch import Tensor
 
 from megatron_plm.errors import UserError
 from tape_finetune import metrics
-from tape_finetune.data import Example, check_sequence, field, read_jsonl, tape_files
-from tape_finetune.heads import ContactHead, LinearContactHead
-from tape_finetune.tasks.base import HeadTable, Observations, Task
-from tape_finetune.tasks.records import check_length, coordinates, valid_mask
+from tape_finetune.data import Example
+from tape_finetune.heads import ContactHead, HeadTable, LinearContactHead
+from tape_finetune.pair_heads import AttentionContactHead, ResidualContactHead
+from tape_finetune.tasks.base import Observations, rounded
+from tape_finetune.tasks.records import coordinates, valid_mask
+from tape_finetune.tasks.tape import TapeTask
 
 CONTACT_DISTANCE = 8.0  # Å between C-alphas
 MIN_SEPARATION = 6  # residues along the sequence
@@ -32,42 +33,47 @@ RANGES: dict[str, tuple[int, float]] = {
     "_medium": (12, 24),
     "_long": (24, np.inf),
 }
-SHARES = {"l5": 5, "l2": 2, "l": 1}  # how many pairs are taken: L over this
+SHARES = {"precision_at_l5": 5, "precision_at_l2": 2, "precision_at_l": 1}  # how many pairs are taken: L over this
+METRICS = (*SHARES, "auprc")
 
 
-class ContactPrediction(Task):
+class ContactPrediction(TapeTask):
     """Labels are coordinates, float32 [L, 3], NaN where a residue's are unknown.
 
     A pair counts once (i < j) and only where both residues are known. `precision_at_l5` is the share of contacts among
     the max(1, L // 5) pairs of a protein with the highest scores, L being its length, averaged over proteins. Where
     there are fewer pairs, in all or in a named range, all are taken; a protein without any is left out of that mean.
+    `--compat proteinlm` counts every pair twice, so that half as many fill the places.
+    `auprc` is the area under the precision–recall curve of a protein's pairs, averaged over proteins with a contact.
     """
 
     name = "contact_prediction"
+    folder = "proteinnet"
+    label_field = "tertiary"
     level = "pair"
-    heads: ClassVar[HeadTable] = {"product_difference": ContactHead, "linear": LinearContactHead}
+    heads: ClassVar[HeadTable] = {
+        "product_difference": ContactHead,
+        "linear": LinearContactHead,
+        "resnet": ResidualContactHead,
+        "resnet30": partial(ResidualContactHead, num_blocks=30),
+        "attention": AttentionContactHead,
+    }
     batch_size = 4
     num_outputs = 1
-    metric_names = tuple(f"precision_at_{share}{name}" for name in RANGES for share in SHARES)
+    metric_names = tuple(f"{metric}{name}" for name in RANGES for metric in METRICS)
     metric_aliases: ClassVar[dict[str, str]] = {"L5": "precision_at_l5"}  # ProteinLM's name
 
-    def files(self, data_dir: Path | None) -> dict[str, Path]:
-        return tape_files(data_dir, "proteinnet")
-
-    def read(self, path: Path) -> Iterator[Example]:
-        for record, value in read_jsonl(path):
-            sequence = check_sequence(record, field(record, value, "primary"))
-            check_length(record, value, sequence)
-            valid = valid_mask(record, value, sequence)
-            points = coordinates(record, value, "tertiary", sequence)
-            broken = valid & ~np.isfinite(points).all(1)
-            if broken.any():
-                place = int(np.argmax(broken)) + 1
-                raise UserError(
-                    f"{record}: tertiary is no number at residue {place}, which valid_mask calls known; "
-                    "set its valid_mask to 0 or give coordinates"
-                )
-            yield Example(record, sequence, np.where(valid[:, None], points, np.float32(np.nan)))
+    def read_label(self, record: str, fields: dict[str, Any], name: str, sequence: str) -> NDArray[Any]:
+        valid = valid_mask(record, fields, sequence)
+        points = coordinates(record, fields, name, sequence)
+        broken = valid & ~np.isfinite(points).all(1)
+        if broken.any():
+            place = int(np.argmax(broken)) + 1
+            raise UserError(
+                f"{record}: {name} is no number at residue {place}, which valid_mask calls known; "
+                "set its valid_mask to 0 or give coordinates"
+            )
+        return np.where(valid[:, None], points, np.float32(np.nan))
 
     def num_labels(self, example: Example) -> int:
         known = np.isfinite(example.label[:, 0])
@@ -93,9 +99,25 @@ class ContactPrediction(Task):
             for low, high in RANGES.values():
                 inside = (j - i >= low) & (j - i < high)
                 in_range = scores[inside], is_contact[inside]
-                row += [metrics.precision_at(max(1, length // share), *in_range) for share in SHARES.values()]
+                copies = 2 if self.copies_proteinlm else 1  # (i, j) and (j, i)
+                doubled = [np.repeat(values, copies) for values in in_range]
+                row += [metrics.precision_at(max(1, length // share), *doubled) for share in SHARES.values()]
+                row.append(metrics.average_precision(*in_range))
             rows.append(row)
         return dict(zip(self.metric_names, np.array(rows).T, strict=True))
+
+    def predictions(self, outputs: Tensor, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """{"contacts": [[i, j, p], …]}: of each protein the L pairs with the highest probability among those at least
+        MIN_SEPARATION apart, the highest first; of equal ones the first in the sequence."""
+        rows = []
+        for logits_LL in _split_pairs(outputs, examples):
+            length = len(logits_LL)
+            i, j = np.triu_indices(length, k=MIN_SEPARATION)
+            probability = logits_LL.sigmoid().numpy()[i, j]
+            best = np.argsort(-probability, kind="stable")[:length]
+            first, second, p = i[best] + 1, j[best] + 1, rounded(torch.from_numpy(probability[best]))
+            rows.append({"contacts": [list(pair) for pair in zip(first.tolist(), second.tolist(), p, strict=True)]})
+        return rows
 
     def metrics(self, observations: Observations) -> dict[str, metrics.Metric]:
         return {name: partial(metrics.mean, values_n=observations[name]) for name in self.metric_names}

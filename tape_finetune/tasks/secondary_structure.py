@@ -1,81 +1,53 @@
-"""Secondary structure in three classes, predicted for each residue: 0 helix, 1 strand, 2 coil.
+"""Secondary structure, predicted for each residue: `ss3` is 0 helix, 1 strand, 2 coil, `ss8` DSSP's eight states.
 
-Records hold `ss3`, and `valid_mask` where some residues are not scored (Rao et al. 2019, arXiv:1906.08230; data of
-NetSurfP-2.0, Klausen et al. 2019, doi:10.1002/prot.25674).
+Records hold one of them, and `valid_mask` where some residues are not scored (Rao et al. 2019, arXiv:1906.08230; data
+of NetSurfP-2.0, Klausen et al. 2019, doi:10.1002/prot.25674).
 """
 
-from collections.abc import Iterator, Sequence
-from functools import partial
-from pathlib import Path
-from typing import ClassVar
+import argparse
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from numpy.typing import NDArray
 
 from megatron_plm.data.loader import IGNORED_LABEL
 from megatron_plm.errors import UserError
-from tape_finetune import metrics
-from tape_finetune.data import Example, check_sequence, field, read_jsonl, tape_files
-from tape_finetune.heads import ConvHead, LinearHead
-from tape_finetune.tasks.base import HeadTable, Observations, Task
-from tape_finetune.tasks.records import check_length, residue_labels, valid_mask
+from tape_finetune.tasks.records import residue_labels, valid_mask
+from tape_finetune.tasks.residues import ResidueClassification
+from tape_finetune.tasks.tape import TapeTask
 
-NUM_CLASSES = 3
+# In the order of their numbers, with DSSP's letters.
+STATES = {
+    "ss3": {"H": "helix", "E": "strand", "C": "coil"},
+    "ss8": {
+        "G": "3-10 helix", "H": "alpha helix", "I": "pi helix", "B": "bridge", "E": "strand", "S": "bend", "T": "turn",
+        "C": "coil",
+    },
+}  # fmt: skip
 
 
-class SecondaryStructure(Task):
-    """Labels are int64 [L], IGNORED_LABEL where a residue is not scored."""
+class SecondaryStructure(ResidueClassification, TapeTask):
+    """`--num_classes` chooses between `ss3` and `ss8`."""
 
     name = "secondary_structure"
-    level = "residue"
-    heads: ClassVar[HeadTable] = {"conv": ConvHead, "linear": LinearHead}
-    batch_size = 16
-    num_outputs = NUM_CLASSES
-    metric_names = ("accuracy", "accuracy_per_protein")
+    folder = "secondary_structure"
+    own_flags: ClassVar[tuple[str, ...]] = ("num_classes", "class_weights")
+    classes = tuple(STATES["ss3"])
 
-    def files(self, data_dir: Path | None) -> dict[str, Path]:
-        return tape_files(data_dir, self.name)
+    def configure(self, arguments: argparse.Namespace) -> None:
+        super().configure(arguments)
+        self.classes = tuple(STATES[f"ss{arguments.num_classes or 3}"])
 
-    def read(self, path: Path) -> Iterator[Example]:
-        for record, value in read_jsonl(path):
-            sequence = check_sequence(record, field(record, value, "primary"))
-            check_length(record, value, sequence)
-            valid = valid_mask(record, value, sequence)
-            labels = residue_labels(record, value, "ss3", sequence)
-            outside = valid & ((labels < 0) | (labels >= NUM_CLASSES))
-            if outside.any():
-                place = int(np.argmax(outside))
-                raise UserError(
-                    f"{record}: ss3 is {labels[place]} at residue {place + 1}; "
-                    "expected 0 (helix), 1 (strand) or 2 (coil)"
-                )
-            yield Example(record, sequence, np.where(valid, labels, IGNORED_LABEL))
+    @property
+    def label_field(self) -> str:
+        return f"ss{len(self.classes)}"
 
-    def num_labels(self, example: Example) -> int:
-        return int(np.count_nonzero(example.label != IGNORED_LABEL))
-
-    def loss(self, outputs: Tensor, examples: Sequence[Example]) -> Tensor:
-        labels = torch.from_numpy(np.concatenate([example.label for example in examples]))
-        return F.cross_entropy(outputs, labels, ignore_index=IGNORED_LABEL, reduction="sum")
-
-    def observe(self, outputs: Tensor, examples: Sequence[Example]) -> Observations:
-        labels = np.concatenate([example.label for example in examples])
-        lengths = [len(example.sequence) for example in examples]
-        starts = np.cumsum([0, *lengths[:-1]])
-        is_right = outputs.argmax(-1).numpy() == labels
-        return {
-            "right": np.add.reduceat(is_right.astype(np.int64), starts),
-            "scored": np.add.reduceat((labels != IGNORED_LABEL).astype(np.int64), starts),
-        }
-
-    def metrics(self, observations: Observations) -> dict[str, metrics.Metric]:
-        """`accuracy` is over all residues, `accuracy_per_protein` the mean of the proteins' own; a protein without a
-        scored residue counts in neither."""
-        right, scored = observations["right"], observations["scored"]
-        per_protein = np.divide(right, scored, out=np.full(len(right), np.nan), where=scored > 0)
-        return {
-            "accuracy": partial(metrics.ratio, numerator_n=right, denominator_n=scored),
-            "accuracy_per_protein": partial(metrics.mean, values_n=per_protein),
-        }
+    def read_label(self, record: str, fields: dict[str, Any], name: str, sequence: str) -> NDArray[Any]:
+        valid = valid_mask(record, fields, sequence)
+        labels = residue_labels(record, fields, name, sequence)
+        outside = valid & ((labels < 0) | (labels >= len(self.classes)))
+        if outside.any():
+            place = int(np.argmax(outside))
+            known = ", ".join(f"{number} ({state})" for number, state in enumerate(STATES[name].values()))
+            raise UserError(f"{record}: {name} is {labels[place]} at residue {place + 1}; expected one of {known}")
+        return np.where(valid, labels, IGNORED_LABEL)

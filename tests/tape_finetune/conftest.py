@@ -1,10 +1,14 @@
 """A tiny checkpoint and tiny data, made once."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from archive_server import ARCHIVE, TASK, Archives, databases, record, serving, tar_of
 from finetune_sample import OPTIONS, peptides, structures
 
 from megatron_plm.config.options import ModelOptions
@@ -13,6 +17,8 @@ from megatron_plm.convert.weights import Weights
 from megatron_plm.model.initialize import initialize
 from megatron_plm.model.transformer import MaskedLanguageModel
 from megatron_plm.tokenizers import get_tokenizer
+from tape_finetune import fetch as fetching
+from tape_finetune.download import SPLITS
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +59,30 @@ def structure_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 + 5 + 6 + 5 proteins for secondary structure and contacts."""
     counts = {"train": 12, "valid": 5, "test": 6, "casp12": 5}
     return structures(tmp_path_factory.mktemp("structures"), counts)
+
+
+@pytest.fixture(scope="session")
+def archive_records() -> dict[str, list[Any]]:
+    """What stands in the archive, by split."""
+    return {split: [record(split, number) for number in range(3)] for split in SPLITS[TASK]}
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory, archive_records: dict[str, list[Any]]) -> bytes:
+    """An archive as TAPE has them."""
+    # Random bytes beside the data: an archive of some size, which gzip would make small otherwise.
+    noise = np.random.default_rng(0).bytes(300_000)
+    members = databases(tmp_path_factory.mktemp("databases"), archive_records)
+    return tar_of({**members, f"{TASK}/noise.bin": noise, f"{TASK}/._noise.bin": b"of macOS"})
+
+
+@pytest.fixture
+def server(archive: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Archives]:
+    """A server that has it."""
+    monkeypatch.setattr(fetching, "_PAUSE", 0.0)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    archives = Archives()
+    archives.files[ARCHIVE] = archive
+    with serving(archives):
+        yield archives

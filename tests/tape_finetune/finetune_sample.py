@@ -1,5 +1,6 @@
 """Small labelled data sets that a model can learn, in every format that fine-tuning reads."""
 
+import argparse
 import csv
 import gzip
 import json
@@ -11,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_plm.config.options import ModelOptions
+from tape_finetune.tasks import TASKS, Task
+from tape_finetune.tasks.flags import SPLIT_FILES
 
 LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 OPTIONS = ModelOptions(num_layers=2, hidden_size=32, num_attention_heads=4)
@@ -36,6 +39,15 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
     return path
+
+
+def csv_task(folder: Path, kind: str, label_column: str, **flags: Any) -> Task:
+    """The task csv on the tables of a folder, with what it takes from the training labels."""
+    given = {"data_dir": folder, "kind": kind, "sequence_column": "sequence", "label_column": label_column, **flags}
+    arguments = argparse.Namespace(**dict.fromkeys((*SPLIT_FILES, "class_weights", "compat")) | given)
+    task = TASKS["csv"].from_arguments(arguments)
+    task.learn(task.load("train", task.files(folder)["train"], None))
+    return task
 
 
 def peptides(folder: Path, counts: dict[str, int], *, seed: int = 0) -> Path:

@@ -16,6 +16,7 @@ from tape_finetune import evaluate, train
 
 CSV = ["--sequence_column", "sequence", "--label_column", "label", "--kind", "classification"]
 ROWS = [("ACDE", "a"), ("ACDF", "b")]
+NUMBERS = {"train": "ACDF", "valid": "ACDG", "test": "ACDH"}
 
 
 class Failing:
@@ -88,7 +89,7 @@ def test_regression_labels_must_be_numbers_that_differ(failing):
     assert "train.csv, line 3: the label 'high' is no number" in failing.train(*flags)
     failing.tables(train=[("ACDE", "1.5"), ("ACDF", "inf")])
     assert "line 3" in failing.train(*flags)
-    failing.tables(train=[("ACDE", "1.5"), ("ACDF", "1.5")])
+    failing.tables(**{split: [("ACDE", "1.5"), (letters, "1.5")] for split, letters in NUMBERS.items()})
     assert "every label is 1.5" in failing.train(*flags)
 
 
@@ -110,7 +111,7 @@ def test_missing_splits_and_columns_name_what_is_there(failing):
     assert "no column 'sequences'" in message
     assert "did you mean 'sequence'" in message
     message = failing.train(task="secondary_structure")
-    assert "holds no file named secondary_structure/secondary_structure_SPLIT.jsonl" in message
+    assert "holds no file named secondary_structure/secondary_structure_SPLIT with one of .lmdb, .jsonl" in message
 
 
 def test_two_files_of_one_split_are_named(failing):
@@ -210,8 +211,16 @@ def test_flags_that_cannot_work_are_named(failing, flags, words):
 def test_flags_of_another_task_and_missing_ones_are_named(failing):
     failing.structures(dict.copy)
     message = failing.train("--kind", "regression", task="secondary_structure")
-    assert "--kind belongs to the task csv" in message
-    assert "the task csv needs --label_column" in failing.train("--sequence_column", "sequence")
+    assert "--kind belongs to the tasks localization, csv, not to secondary_structure" in message
+    assert "--label_column belongs to the task csv" in failing.train("--label_column", "x", task="stability")
+    assert "the task csv needs --kind: regression, classification, token" in failing.train()
+    message = failing.train("--sequence_column", "sequence", "--kind", "token")
+    assert "the task csv needs --label_column" in message
+    message = failing.train("--kind", "classifcation")
+    assert "--kind classifcation: the kinds of csv are regression, classification" in message
+    assert "did you mean 'classification'" in message
+    message = failing.train(*CSV[:4], "--kind", "regression", "--class_weights", "balanced")
+    assert "--class_weights has no use with --kind regression" in message
     assert "--valid_file is missing" in failing.train(*CSV, "--train_file", "x.csv", data=False)
     assert "invalid choice: 'secondary'" in failing.train(task="secondary")
     assert "needs --from_pretrained" in failing.train(task="secondary_structure", base_model="random")

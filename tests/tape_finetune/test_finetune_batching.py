@@ -29,7 +29,8 @@ def test_packed_features_equal_those_of_each_protein_alone():
     examples = [_example(sequence(rng, n), cropped=n == 7) for n in (12, 1, 7, 30, 2)]
     model = _encoder()
     with torch.no_grad():
-        together = model(pack(examples, TOKENIZER)).split([len(e.sequence) for e in examples])
+        packed = pack(examples, TOKENIZER)
+        together = model(packed).split(packed.cu_seqlens.diff().tolist())
         for example, features in zip(examples, together, strict=True):
             # Matrix products of another number of rows are summed in another order.
             torch.testing.assert_close(features, model(pack([example], TOKENIZER)), rtol=1e-5, atol=1e-5)

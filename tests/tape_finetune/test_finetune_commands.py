@@ -9,8 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from finetune_sample import write_csv, write_jsonl
+from finetune_sample import structure_record, write_csv, write_jsonl
 
 from megatron_plm.errors import UserError
 from megatron_plm.report.results import read_result
@@ -221,7 +222,7 @@ def test_flags_of_a_tape_command_that_mean_something_here(checkpoint, peptide_di
     assert len(before["epochs"]) == 2
     capsys.readouterr()
     assert evaluate.main(["transformer", "csv", str(tmp_path / "mine"), "--batch_size", "7", "--no_cuda"]) == 0
-    report = f"next: python tools/report.py --pretraining RUN_DIR --results {tmp_path / 'mine'} --output report.html"
+    report = f"next: python tape_finetune/report.py --results {tmp_path / 'mine'} --output report"
     assert report in capsys.readouterr().out
     after = json.loads((tmp_path / "mine" / "results.json").read_text())
     one, other = (results["splits"]["test"]["metrics"]["accuracy"]["value"] for results in (before, after))
@@ -261,6 +262,31 @@ def test_proteinlm_name_of_the_contact_metric_is_understood(structure_dir, tmp_p
     capsys.readouterr()
     evaluate.main(["onehot", "contact_prediction", str(directory), "--metrics", "L5"])
     assert "precision_at_l5 " in capsys.readouterr().out
+
+
+def test_scores_with_the_forks_faults_are_told_and_not_kept(structure_dir, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(structure_dir, data)
+    path = data / "proteinnet" / "proteinnet_test.jsonl.gz"
+    long = structure_record(np.random.default_rng(5), "long", 513)
+    kept = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    write_jsonl(path, [*kept, long])
+    directory, results = _train(tmp_path, "onehot", "contact_prediction", "--data_dir", data, *FEW)
+    assert results["splits"]["test"]["num_dropped"] == 0
+    arguments = ["onehot", "contact_prediction", str(directory), "--metrics", "precision_at_l5"]
+    printed = []
+    for compat in ([], ["--compat", "proteinlm"]):
+        capsys.readouterr()
+        assert evaluate.main([*arguments, *compat]) == 0
+        printed.append(capsys.readouterr().out)
+    assert "test 7" in printed[0]
+    assert "test 6 (1 dropped" in printed[1]
+    values = [next(line for line in text.splitlines() if "precision_at_l5" in line) for text in printed]
+    assert values[0] != values[1]
+    assert "no scores were written: the split was scored with faults of proteinlm" in printed[1]
+    assert json.loads((directory / "results.json").read_text()) == results
+    with pytest.raises(UserError, match="--save_predictions: --compat writes nothing"):
+        evaluate.main([*arguments, "--compat", "proteinlm", "--save_predictions"])
 
 
 @pytest.mark.parametrize("script", ["tape_train.py", "tape_eval.py"])

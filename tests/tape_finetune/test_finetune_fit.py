@@ -1,12 +1,12 @@
 """The training of a task model."""
 
-import argparse
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from finetune_sample import csv_task
 
 from megatron_plm.data.loader import IGNORED_LABEL
 from megatron_plm.errors import RunFailed
@@ -33,9 +33,7 @@ OPTIONS = FitOptions(
 
 
 def _task(folder: Path, kind: str = "classification", label: str = "label") -> Task:
-    none = dict.fromkeys(("train_file", "valid_file", "test_file"))
-    columns = {"sequence_column": "sequence", "label_column": label}
-    return TASKS["csv"].from_arguments(argparse.Namespace(data_dir=folder, kind=kind, **columns, **none))
+    return csv_task(folder, kind, label)
 
 
 def _model(checkpoint: Path, task: Task) -> TaskModel:

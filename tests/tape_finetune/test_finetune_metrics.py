@@ -2,11 +2,12 @@
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, matthews_corrcoef, roc_auc_score
 
 from tape_finetune import metrics
 
@@ -18,7 +19,7 @@ def _weights(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def _repeated(row: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return np.repeat(values, row.astype(int))
+    return np.repeat(values, row.astype(int), axis=0)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -96,3 +97,44 @@ def test_precision_with_ties_is_the_mean_over_all_ways_to_break_them(seed, k):
 def test_precision_takes_all_pairs_where_there_are_fewer_and_is_nan_without_any():
     assert metrics.precision_at(9, np.array([0.1, 0.2]), np.array([True, False])) == 0.5
     assert math.isnan(metrics.precision_at(3, np.zeros(0), np.zeros(0, dtype=bool)))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("num_values", [3, 1000])
+def test_average_precision_is_scikit_learns_with_and_without_ties(seed, num_values):
+    rng = np.random.default_rng(seed)
+    hits = rng.random(60) < 0.2
+    scores = (rng.integers(num_values, size=60) + hits * num_values / 4).astype(np.float32)
+    assert metrics.average_precision(scores, hits) == pytest.approx(average_precision_score(hits, scores))
+
+
+def test_average_precision_needs_a_hit_and_of_a_constant_score_is_the_share_of_hits():
+    assert math.isnan(metrics.average_precision(np.arange(3.0), np.zeros(3, dtype=bool)))
+    assert math.isnan(metrics.average_precision(np.zeros(0), np.zeros(0, dtype=bool)))
+    assert metrics.average_precision(np.zeros(4), np.array([True, False, False, False])) == 0.25
+
+
+def test_metrics_within_a_part_are_those_of_the_part_alone():
+    rng = np.random.default_rng(0)
+    a, b, inside = rng.normal(size=30), rng.normal(size=30), rng.random(30) < 0.4
+    weights = _weights(rng, 30)
+    part = partial(metrics.spearman, truth_n=a[inside], predicted_n=b[inside])
+    expected = [
+        spearmanr(_repeated(row[inside], a[inside]), _repeated(row[inside], b[inside])).statistic for row in weights
+    ]
+    np.testing.assert_allclose(metrics.within(weights, part, inside), expected, rtol=1e-10)
+    nothing = partial(metrics.mean, values_n=np.zeros(0))
+    assert np.isnan(metrics.within(weights, nothing, np.zeros(30, dtype=bool))).all()
+
+
+def test_counts_of_several_labels_an_example_are_scikit_learns_of_all_labels():
+    rng = np.random.default_rng(0)
+    truth, predicted = (rng.integers(4, size=(12, 9)) for _ in range(2))  # nine labels an example
+    one_hot = np.eye(4, dtype=int)
+    counts = ((one_hot[truth] * one_hot[predicted]).sum(1), one_hot[truth].sum(1), one_hot[predicted].sum(1))
+    weights = _weights(rng, 12)
+    pairs = [(_repeated(row, truth).ravel(), _repeated(row, predicted).ravel()) for row in weights]
+    mcc = [matthews_corrcoef(*pair) for pair in pairs]
+    np.testing.assert_allclose(metrics.matthews_of_counts(weights, *counts), mcc, rtol=1e-10, atol=1e-15)
+    f1 = [f1_score(*pair, average="macro") for pair in pairs]
+    np.testing.assert_allclose(metrics.macro_f1_of_counts(weights, *counts), f1, rtol=1e-12)

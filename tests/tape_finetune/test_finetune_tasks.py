@@ -1,6 +1,5 @@
 """What the tasks read, and their losses and metrics against brute force."""
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from finetune_sample import structure_record, write_csv, write_jsonl
+from finetune_sample import csv_task, structure_record, write_csv, write_jsonl
 from shared_data import shared_data
 
 from megatron_plm.data.loader import IGNORED_LABEL
@@ -98,6 +97,49 @@ def test_contact_precision_is_the_brute_force_count_in_every_range(tmp_path):
     assert any(0 < value < 1 for value in values.values())
 
 
+def test_compat_proteinlm_counts_each_contact_from_both_ends(tmp_path):
+    task, records = ContactPrediction(), _records(6, seed=3)
+    task.copies_proteinlm = True
+    examples = _read(task, tmp_path, records)
+    rng = np.random.default_rng(1)
+    found, maps = [], []
+    for record in records:
+        points, valid, length = np.array(record["tertiary"]), record["valid_mask"], len(record["primary"])
+        logits = rng.permutation(length**2).reshape(length, length).astype(np.float32)
+        maps.append(logits + logits.T)
+        entries = [
+            (maps[-1][i, j], math.dist(points[i], points[j]) < 8)
+            for i in range(length)
+            for j in range(length)
+            if abs(i - j) >= 6 and valid[i] and valid[j]
+        ]
+        entries.sort(reverse=True, key=lambda entry: entry[0])
+        found.append(np.mean([hit for _, hit in entries[: length // 5 // 2 * 2]]))
+    # Of an odd number of places the last pair fills one: the same proteins with an even number are compared.
+    even = [index for index, record in enumerate(records) if len(record["primary"]) // 5 % 2 == 0]
+    assert len(even) >= 2
+    chosen = [examples[index] for index in even]
+    outputs = torch.from_numpy(np.concatenate([maps[index].reshape(-1) for index in even]))
+    doubled = _values(task, outputs, chosen)
+    assert doubled["precision_at_l5"] == pytest.approx(np.mean([found[index] for index in even]))
+    plain = _values(ContactPrediction(), outputs, chosen)
+    assert plain["precision_at_l5"] != doubled["precision_at_l5"]
+    assert plain["auprc"] == doubled["auprc"]
+
+
+def test_compat_proteinlm_leaves_long_proteins_out_of_test_splits_alone_and_counts_them(tmp_path):
+    rng = np.random.default_rng(0)
+    records = [structure_record(rng, f"p{length}", length) for length in (40, 512, 513)]
+    path = write_jsonl(tmp_path / "x.jsonl", records)
+    for copies, split, kept in ((True, "test", 2), (True, "valid", 3), (True, "train", 3), (False, "test", 3)):
+        task = SecondaryStructure()
+        task.copies_proteinlm = copies
+        loaded = task.load(split, path, 50)
+        assert len(loaded.examples) == kept
+        assert loaded.num_dropped == 3 - kept
+    assert TASKS["secondary_structure"].from_state(task.state()).copies_proteinlm is False
+
+
 def test_contact_loss_is_over_unique_known_pairs_six_apart(tmp_path):
     task, records = ContactPrediction(), _records(3)
     examples = _read(task, tmp_path, records)
@@ -145,11 +187,8 @@ def test_crop_cuts_labels_with_the_sequence_and_is_counted(tmp_path):
 
 
 def _csv_task(folder: Path, kind: str, label: str) -> Task:
-    none = dict.fromkeys(("train_file", "valid_file", "test_file"))
-    arguments = argparse.Namespace(data_dir=folder, sequence_column="sequence", label_column=label, kind=kind, **none)
-    task = TASKS["csv"].from_arguments(arguments)
     # What is saved is what is used again.
-    return TASKS["csv"].from_state(json.loads(json.dumps(task.state())))
+    return TASKS["csv"].from_state(json.loads(json.dumps(csv_task(folder, kind, label).state())))
 
 
 def test_classes_are_the_training_labels_in_numerical_or_alphabetical_order(tmp_path):
