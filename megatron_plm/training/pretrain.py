@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from megatron_plm.machine import package_versions, processor_name
 from megatron_plm.memory import keep_freed_memory
 from megatron_plm.model.attention import attention_path
 from megatron_plm.parallel.mesh import OtherOptions, World, check_devices, joined_world, local_rank, world_size
-from megatron_plm.parallel.presence import is_broken_connection
+from megatron_plm.parallel.presence import OthersFailed, is_broken_connection
 from megatron_plm.training.checkpoint import load_checkpoint, load_pretrained_weights
 from megatron_plm.training.guard import StopRequest
 from megatron_plm.training.loop import train
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         error.told = local_rank() > 0  # all processes of a machine find it alike
         raise
-    with contextlib.ExitStack() as stack:
+    with _end_of_the_others(), contextlib.ExitStack() as stack:
         try:
             world = stack.enter_context(
                 joined_world(
@@ -84,6 +84,16 @@ def main(argv: Sequence[str]) -> int:
             # The others know nothing of it and would wait for this process: a crash makes torchrun end them.
             tell(error)
             raise SystemExit(error.exit_code) from None
+
+
+@contextlib.contextmanager
+def _end_of_the_others() -> Iterator[None]:
+    """Crash where another process has gone or hangs: a stopped one would never end, so that torchrun has to end it."""
+    try:
+        yield
+    except OthersFailed as error:
+        tell(error)
+        raise SystemExit(error.exit_code) from None
 
 
 def launch(argv: Sequence[str]) -> int:
