@@ -83,10 +83,11 @@ class StreamedFile:
 
     def _put(self, content: memoryview, place: int) -> None:
         while content:
+            direct = self._direct  # the other thread may be refused at the same time, and be the first to change it
             try:
                 count = os.pwrite(self._descriptor, content, place)
             except OSError as error:
-                if error.errno != errno.EINVAL or not self._direct:
+                if error.errno != errno.EINVAL or not direct:
                     raise
                 self._go_through_the_cache()
                 continue

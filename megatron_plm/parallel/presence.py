@@ -46,12 +46,16 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+class OthersFailed(RunFailed):
+    """Another process has gone or hangs; where it hangs, it is still there."""
+
+
 class Presence:
     """This process among all of the run, which come together on entering it.
 
     Leaving by an error of its own, a process tells the others its reason. Leaving as a collective has failed, it raises
-    RunFailed with the name of the process that is to blame, where one is. A process that goes on waiting when somebody
-    was found to have gone is ended, with exit code 1. Entering raises RunFailed where not all come in time.
+    OthersFailed with the name of the process that is to blame, where one is. A process that goes on waiting when
+    somebody was found to have gone is ended, with exit code 1. Entering raises OthersFailed where not all come in time.
 
     Attributes:
         store: a connection of its own, which never waits behind the other one's requests; for quick ones alone.
@@ -80,7 +84,7 @@ class Presence:
         except STORE_ERRORS:
             raise self._lost_store("has gone") from None
         if word != _ALL_CAME:
-            failure = RunFailed(word)
+            failure = OthersFailed(word)
             failure.told = self.store.add("told", 1) > 1
             if holds_store(self._rank):
                 time.sleep(_BEAT)  # the others read it too
@@ -126,7 +130,7 @@ class Presence:
         if self._tells and error is not None:  # which has nothing to do with it
             tell(RunFailed(self._watch.verdict))
 
-    def _blame(self, *, late: bool) -> RunFailed | None:
+    def _blame(self, *, late: bool) -> OthersFailed | None:
         """Whose fault it is that a collective has failed; None where nobody seems to be missing."""
         self._asked_at, self._watch.state = self._watch.beats, LATE if late else CUT
         self._wake.set()
@@ -136,16 +140,16 @@ class Presence:
                 return self._lost_store(f"has gone or hangs{GO_ON}")
         if not self._watch.verdict:
             return None
-        failure = RunFailed(self._watch.verdict)
+        failure = OthersFailed(self._watch.verdict)
         failure.told = not self._tells
         return failure
 
-    def _lost_store(self, how: str) -> RunFailed:
+    def _lost_store(self, how: str) -> OthersFailed:
         """Nothing can be asked: one process of each node tells."""
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         holder = f"the node of MASTER_ADDR {os.environ.get('MASTER_ADDR')}" if agent_holds_store() else "process 0"
         is_beside_it = not agent_holds_store() and local_rank == self._rank
-        failure = RunFailed(f"{holder}, which holds the store where all meet, {how}")
+        failure = OthersFailed(f"{holder}, which holds the store where all meet, {how}")
         failure.told = local_rank != (1 if is_beside_it else 0)
         if not failure.told:
             self._act()

@@ -18,8 +18,9 @@ _SECONDS_TO_ANSWER = 5.0
 def open_store(rank: int, size: int, timeout: timedelta) -> Store:
     """The store at MASTER_ADDR and MASTER_PORT; under torchrun the agent holds it, else process 0.
 
-    torchrun's `--max-restarts` starts anew with the same store: each attempt has keys of its own. Raises RunFailed
-    where the store cannot be reached.
+    torchrun's `--max-restarts` starts anew with the same store: each attempt has keys of its own. That serves one node:
+    of several, those where nothing failed count no attempt, and the processes don't meet. Raises RunFailed where the
+    store cannot be reached.
     """
     if "RANK" not in os.environ:
         return HashStore()

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from megatron_plm.config.layout import bubble_fraction, num_micro_batches, stage
 from megatron_plm.config.load import load_config, to_toml
 from megatron_plm.config.options import Config
 from megatron_plm.config.problems import problems
-from megatron_plm.errors import RunFailed, UserError, run_command
+from megatron_plm.errors import RunFailed, UserError, run_command, tell
 from megatron_plm.files import atomic_file
 from megatron_plm.invocation import EXIT_CODE_FILE, command_line, typeable
 from megatron_plm.kernels.linear import linear_path
@@ -33,6 +33,7 @@ from megatron_plm.parallel.mesh import (
     told_once,
     world_size,
 )
+from megatron_plm.parallel.presence import OthersFailed
 from megatron_plm.training.checkpoint import load_checkpoint, load_pretrained_weights
 from megatron_plm.training.guard import StopRequest
 from megatron_plm.training.loop import train
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         error.told = local_rank() > 0  # all processes of a machine find it alike
         raise
-    with contextlib.ExitStack() as stack:
+    with _end_of_the_others(), contextlib.ExitStack() as stack:
         try:
             world = stack.enter_context(
                 joined_world(
@@ -82,6 +83,16 @@ def main(argv: Sequence[str]) -> int:
         with told_once(world):
             stack.enter_context(own_run_directory(config, world))
             return EXIT_CODES[_pretrain(config, world, datasets, argv)]
+
+
+@contextlib.contextmanager
+def _end_of_the_others() -> Iterator[None]:
+    """Crash where another process has gone or hangs: a stopped one would never end, so that torchrun has to end it."""
+    try:
+        yield
+    except OthersFailed as error:
+        tell(error)
+        raise SystemExit(error.exit_code) from None
 
 
 def launch(argv: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from megatron_plm.parallel.mesh import World
 METRICS_FILE, STATUS_FILE, TENSORBOARD = "metrics.jsonl", "status", "tensorboard"
 LOCK_FILE = "lock"  # there while a run writes
 _LAST_WORD = "the last word about the run"
+_SECONDS_TO_WRITE = 5.0
 
 
 def run_directory(config: Config) -> Path | None:
@@ -95,7 +97,7 @@ class RunStatus:
     """The file `status`, while the body runs and afterwards: "running", then what `end` was told, else "failed".
 
     One process writes it, and its last word stays. That is the main one, unless it has gone or hangs as others find
-    out: then one of those.
+    out: then one of those. Where it ends well after all, as it was only slow, its word is the last.
     """
 
     def __init__(self, config: Config, world: World) -> None:
@@ -113,13 +115,24 @@ class RunStatus:
         self._word = word
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if not (self._directory and self._world.is_main and self._world.is_first(_LAST_WORD)):
+        if not (self._directory and self._world.is_main):
             return
+        is_first = self._world.is_first(_LAST_WORD)
         if error is None:
+            if not is_first:
+                self._wait_for_the_first()
             write_status(self._directory, self._word)
-            return
-        with contextlib.suppress(UserError):  # a disk that is full is told by the error on its way
-            write_status(self._directory, "failed")
+        elif is_first:
+            with contextlib.suppress(UserError):  # a disk that is full is told by the error on its way
+                write_status(self._directory, "failed")
+
+    def _wait_for_the_first(self) -> None:
+        """Wait for the process that was first, and is about to write, to have written."""
+        assert self._directory is not None
+        deadline = time.monotonic() + _SECONDS_TO_WRITE
+        with contextlib.suppress(OSError):
+            while read_status(self._directory) == "running" and time.monotonic() < deadline:
+                time.sleep(0.05)
 
     def _note_failure(self) -> None:
         """Write for the main process; where the store has gone, several may, but never over a last word."""

@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_plm.errors import UserError
+from megatron_plm.invocation import EXIT_CODE_FILE
 from megatron_plm.model import transformer
 from megatron_plm.parallel import mesh
 from megatron_plm.training import loop, pretrain, run_directory
@@ -64,7 +65,8 @@ class Scenario:
         waits: the others have to wait for it until their time is up.
         absent: the victim is never started.
         stays: it would never end.
-        has_agent: a process beside them holds the store, as torchrun's agent does; else process 0 does.
+        has_agent: a process beside them holds the store, as torchrun's agent does under launch/pretrain.sh, which asks
+            for the exit code in a file; else process 0 does.
     """
 
     processes: int
@@ -177,6 +179,8 @@ class Running:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
         os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(self.port))
         os.environ.update(TORCHELASTIC_USE_AGENT_STORE=str(scenario.has_agent))
+        if scenario.has_agent:
+            os.environ[EXIT_CODE_FILE] = str(self.folder / "exit_code")
         _set_clocks(86400 * rank)
         _note_statuses(rank, self.folder / "status_writes")
         _in_step_3(scenario, is_victim=rank == scenario.victim)

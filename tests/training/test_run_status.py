@@ -1,5 +1,7 @@
 """The file `status` of a run that one process begins and another may have to end: one word, written once."""
 
+import threading
+import time
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -55,15 +57,35 @@ def test_what_the_main_process_says_at_its_end_stays(run, word, loses_store):
     assert run.written == ["running", word]
 
 
-@pytest.mark.parametrize("error", [None, LookupError])
-def test_what_another_process_had_to_say_for_it_stays(run, error):
+def test_what_another_process_had_to_say_for_it_stays_where_it_fails_too(run):
     run.main.__enter__()
     run.finds_failure()
     assert run.file.read_text() == "failed\n"
-    run.main.end("finished")
-    run.main.__exit__(error, error and error(), None)
+    run.main.__exit__(LookupError, LookupError(), None)
     assert run.file.read_text() == "failed\n"
     assert run.written == ["running", "failed"]
+
+
+@pytest.mark.parametrize("word", ["finished", "interrupted"])
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
+def test_a_main_process_that_was_only_slow_has_the_last_word_where_it_ends_well(run, monkeypatch, word, seconds):
+    write, is_about_to = run_directory.write_status, threading.Event()
+
+    def slowly(directory, status):
+        if status == "failed":
+            is_about_to.set()
+            time.sleep(seconds)
+        write(directory, status)
+
+    monkeypatch.setattr(run_directory, "write_status", slowly)
+    with run.main:
+        found = threading.Thread(target=run.finds_failure)
+        found.start()
+        assert is_about_to.wait(timeout=60)
+        run.main.end(word)
+    found.join()
+    assert run.file.read_text() == f"{word}\n"
+    assert run.written == ["running", "failed", word]
 
 
 def test_where_the_store_has_gone_another_process_writes_unasked(run):
