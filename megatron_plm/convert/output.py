@@ -28,6 +28,13 @@ def check_replaceable(output: Path, *, force: bool) -> None:
         raise UserError(f"{output} exists already; give another --output, or --force to replace it")
     if not _is_checkpoint(output):
         raise UserError(f"{output} is no checkpoint directory, so --force does not delete it; give another --output")
+    folders = sorted(path.name for path in output.iterdir() if path.is_dir())
+    others = [name for name in folders if name != megatron.RELEASE and not name.startswith("mp_rank_")]
+    if others:  # as the checkpoint-500 of a training by transformers
+        raise UserError(
+            f"{output} holds {others[0]}, a folder that is no part of the checkpoint in it, so --force does not delete "
+            "it; give another --output"
+        )
 
 
 def check_apart(source: Path, source_format: str, output: Path) -> None:
