@@ -158,8 +158,8 @@ def untrained_head_warning(model: MaskedLanguageModel, options: ModelOptions, to
     head = model.head.state_dict()
     initial = {name.removeprefix(f"{_HEAD}."): tensor for name, tensor in _initial_head(options, tokenizer).items()}
     matrices = [name for name, tensor in initial.items() if tensor.dim() == 2]  # biases begin as 0 in any model
-    rounding = {"rtol": 2**-8, "atol": 1e-7}  # of bfloat16, and of float16's smallest numbers
-    if not matrices or not all(torch.allclose(head[name], initial[name], **rounding) for name in matrices):
+    rtol, atol = 2**-8, 1e-7  # the rounding of bfloat16, and of float16's smallest numbers
+    if not matrices or not all(torch.allclose(head[name], initial[name], rtol, atol) for name in matrices):
         return None
     return (
         "its language-model head has the initial values of a training from seed 0: scores and predicted residues mean "
