@@ -15,6 +15,7 @@ from megatron_plm.errors import JSON_ERRORS, UserError
 from megatron_plm.tokenizers import Tokenizer
 
 CONFIG_JSON = "config.json"
+_MOST_LAYERS = 10_000  # far beyond any model: a spoiled number would take the memory of as many names
 
 T = TypeVar("T")
 
@@ -81,6 +82,11 @@ def model_type_of(path: Path) -> str | None:
 def checked(options: ModelOptions, place: str) -> ModelOptions:
     """The options; UserError, naming `place`, if no such model can be built."""
     found = problems(config_of(options))
+    if options.num_layers > _MOST_LAYERS:
+        raise UserError(
+            f"{place} describes a model of {options.num_layers:,} layers; expected at most {_MOST_LAYERS:,}; give the "
+            "configuration that belongs to the weights"
+        )
     if found:
         raise UserError(f"{place} describes a model that cannot be built here: {found[0]}")
     return options

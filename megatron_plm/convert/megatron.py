@@ -98,7 +98,8 @@ def key_map(
 def read_megatron(path: Path, *, trust_pickle: bool = False, tokenizer: str | None = None) -> Weights:
     """Read a checkpoint's folder, one iteration's, or the file of a single rank.
 
-    Its vocabulary is the one that `tokenizer` means, or vocab.txt beside the tracker, or else ProteinLM's.
+    Its vocabulary is that of vocab.txt beside the tracker, or the one that `tokenizer` means, or else ProteinLM's;
+    UserError where both are there and differ.
     `trust_pickle` lets the files name more than tensors, plain values and records: then they can run any code.
     """
     folder, files = _rank_files(path)
@@ -172,9 +173,14 @@ def write_megatron(
 def _vocabulary(folder: Path | None, given: str | None) -> tuple[Tokenizer, list[str]]:
     """The vocabulary of the checkpoint with its ranks in `folder`, and its tokens in the order of the rows."""
     beside = None if folder is None else folder.parent / VOCABULARY_FILE
-    if given is None and beside is not None and beside.exists():
-        return vocabulary_in(beside)
-    return given_vocabulary(given, _TOKENIZER)
+    if beside is None or not beside.exists():
+        return given_vocabulary(given, _TOKENIZER)
+    told = vocabulary_in(beside)
+    if given is not None and given_vocabulary(given, _TOKENIZER) != told:
+        raise UserError(
+            f"--tokenizer {given}: {beside} says otherwise what the rows mean; leave the flag out, or move the file"
+        )
+    return told
 
 
 def _parts_of_rank(table: KeyMap, weights: Weights, dtype: str, rank: int, num_ranks: int) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_plm.checkpoint_format import find_checkpoint
 from megatron_plm.convert import megatron, native
+from megatron_plm.convert.megatron_ranks import RELEASE
 from megatron_plm.convert.pretrained import FORMATS, detect_format
 from megatron_plm.errors import JSON_ERRORS, UserError
 
@@ -28,6 +29,13 @@ def check_replaceable(output: Path, *, force: bool) -> None:
         raise UserError(f"{output} exists already; give another --output, or --force to replace it")
     if not _is_checkpoint(output):
         raise UserError(f"{output} is no checkpoint directory, so --force does not delete it; give another --output")
+    folders = sorted(path.name for path in output.iterdir() if path.is_dir())
+    others = [name for name in folders if name != RELEASE and not name.startswith("mp_rank_")]
+    if others:  # as the checkpoint-500 of a training by transformers
+        raise UserError(
+            f"{output} holds {others[0]}, a folder that is no part of the checkpoint in it, so --force does not delete "
+            "it; give another --output"
+        )
 
 
 def check_apart(source: Path, source_format: str, output: Path) -> None:

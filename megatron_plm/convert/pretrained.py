@@ -7,7 +7,7 @@ from pathlib import Path
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.convert import fair_esm, huggingface, megatron, native, proteinlm_tape, tape
 from megatron_plm.convert.config_json import CONFIG_JSON, model_type_of
-from megatron_plm.convert.weights import Weights
+from megatron_plm.convert.weights import Weights, untrained_head_warning
 from megatron_plm.errors import UserError
 from megatron_plm.model.heads import ContactHead
 from megatron_plm.model.transformer import MaskedLanguageModel
@@ -34,9 +34,11 @@ def load_pretrained(path: Path) -> Pretrained:
     What a user must know before relying on it is printed to standard error.
     """
     weights = read_checkpoint(path, detect_format(path))
-    for warning in weights.warnings:
+    model = weights.build()
+    untrained = untrained_head_warning(model, weights.options, weights.tokenizer)
+    for warning in weights.warnings or ((f"{path}: {untrained}",) if untrained else ()):
         print(f"warning: {warning}", file=sys.stderr)
-    return Pretrained(weights.build(), weights.options, weights.tokenizer, weights.build_contact_head())
+    return Pretrained(model, weights.options, weights.tokenizer, weights.build_contact_head())
 
 
 def read_checkpoint(path: Path, format_name: str, **flags: object) -> Weights:

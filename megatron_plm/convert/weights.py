@@ -152,6 +152,21 @@ def _initial_head(options: ModelOptions, tokenizer: Tokenizer) -> dict[str, Tens
     return module.state_dict()
 
 
+def untrained_head_warning(model: MaskedLanguageModel, options: ModelOptions, tokenizer: Tokenizer) -> str | None:
+    """What to say of a model whose head still has the initial values that `import_weights` gives, in any type of
+    weights; None of another."""
+    head = model.head.state_dict()
+    initial = {name.removeprefix(f"{_HEAD}."): tensor for name, tensor in _initial_head(options, tokenizer).items()}
+    matrices = [name for name, tensor in initial.items() if tensor.dim() == 2]  # biases begin as 0 in any model
+    rtol, atol = 2**-8, 1e-7  # the rounding of bfloat16, and of float16's smallest numbers
+    if not matrices or not all(torch.allclose(head[name], initial[name], rtol, atol) for name in matrices):
+        return None
+    return (
+        "its language-model head has the initial values of a training from seed 0: scores and predicted residues mean "
+        "nothing until it is trained"
+    )
+
+
 def counting_non_finite(weights: Weights) -> tuple[Weights, dict[str, int]]:
     """The weights, and how many values of a tensor are NaN or infinite, by its name, filled in as tensors are read."""
     counts: dict[str, int] = {}

@@ -56,6 +56,10 @@ def grouped(proteins: Iterator[Protein], cost: Callable[[Protein], int], budget:
 Columns = Mapping[str, npt.NDArray[Any]]  # by name, what is appended to a column
 
 
+class OtherInput(UserError):
+    """The work was begun with another input."""
+
+
 def go_on(
     work: ResumableWork,
     groups: Iterator[Group],
@@ -64,7 +68,7 @@ def go_on(
 ) -> int:
     """Compute the groups that `work` does not hold yet, in order; returns the number of proteins of the input.
 
-    `compute` yields the values of each group it is given; `done` is told of each group. Raises UserError where the
+    `compute` yields the values of each group it is given; `done` is told of each group. Raises OtherInput where the
     input is not the one that the work was begun with.
     """
     resumed_at, resumed_digest = work.records, work.digest
@@ -80,7 +84,7 @@ def go_on(
             else:
                 yield group
         if not found:
-            raise UserError(
+            raise OtherInput(
                 f"{work.folder} holds the work of a run that was stopped, on another input than this; give the same "
                 "--input to go on with it, or --force to begin anew"
             )

@@ -1,5 +1,6 @@
 """A whole run over the proteins of an input: read, computed in groups, kept on the way, published at the end."""
 
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from megatron_plm.errors import UserError
 from megatron_plm.inference.flags import SPECIALS
-from megatron_plm.inference.groups import Columns, Group, go_on, grouped
+from megatron_plm.inference.groups import Columns, Group, OtherInput, go_on, grouped
 from megatron_plm.inference.names import NAME_DTYPES, name_columns, num_repeated_names
 from megatron_plm.inference.progress import shown_residues
 from megatron_plm.inference.proteins import Protein, ProteinReader, Survey
@@ -71,18 +73,37 @@ def run_job(job: Job, proteins: ProteinReader, output: Path, *, force: bool) -> 
         num_resumed, started = work.records, time.monotonic()
         if num_resumed:
             print(f"going on behind {num_resumed:,} proteins that a stopped run has done", flush=True)
-        with shown_residues(survey.num_tokens if survey else None, job.what) as advance:
 
-            def done(group: Group) -> None:
-                nonlocal num_longer
-                num_longer += sum(len(protein.tokens) + SPECIALS > job.max_tokens for protein in group.proteins)
-                advance(group.num_tokens)
+        def compute(groups: Iterator[Group]) -> Iterator[tuple[Group, Columns]]:
+            for group, columns in job.compute(groups):
+                yield group, {**name_columns(group.proteins), **columns}
 
-            def compute(groups: Iterator[Group]) -> Iterator[tuple[Group, Columns]]:
-                for group, columns in job.compute(groups):
-                    yield group, {**name_columns(group.proteins), **columns}
+        def worked_off() -> int:
+            nonlocal num_longer
+            num_longer = 0
+            with shown_residues(survey.num_tokens if survey else None, job.what) as advance:
 
-            num_proteins = go_on(work, grouped(proteins.read(), job.cost, job.budget), compute, done)
+                def done(group: Group) -> None:
+                    nonlocal num_longer
+                    num_longer += sum(len(protein.tokens) + SPECIALS > job.max_tokens for protein in group.proteins)
+                    advance(group.num_tokens)
+
+                return go_on(work, grouped(proteins.read(), job.cost, job.budget), compute, done)
+
+        try:
+            num_proteins = worked_off()
+        except OtherInput:
+            if not force:
+                raise
+            if not proteins.can_read_twice:
+                raise UserError(
+                    f"{work.folder} holds the work of a run that was stopped, on another input than this, of which a "
+                    f"pipe has brought a part by now; remove it with `rm -r {shlex.quote(str(work.folder))}`"
+                ) from None
+            print("that was another input than this, so it is begun anew", flush=True)
+            work.begin_anew()
+            num_resumed = 0
+            num_proteins = worked_off()
         seconds = time.monotonic() - started
         columns = work.columns()
         num_repeated = num_repeated_names(columns, work.folder)

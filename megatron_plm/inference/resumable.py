@@ -100,10 +100,22 @@ class ResumableWork:
             found = None
         if found is not None and found.get("has_files") and not self.files.is_dir():
             found = None  # a kill came between their publishing and the journal's removal
-        sizes = dict.fromkeys(self._paths, 0) if found is None else found["bytes"]
-        _clear(self.folder, _WORK if found is None else _SCRATCH)
-        if found is not None:
-            self.records, self.digest = found["records"], found["digest"]
+        if found is None:
+            self.begin_anew()
+            return
+        _clear(self.folder, _SCRATCH)
+        self.records, self.digest = found["records"], found["digest"]
+        self._open_columns(found["bytes"])
+
+    def begin_anew(self) -> None:
+        """Forget what the folder holds."""
+        self.close()
+        _clear(self.folder, _WORK)
+        self.records, self.digest = 0, ""
+        self._open_columns(dict.fromkeys(self._paths, 0))
+
+    def _open_columns(self, sizes: Mapping[str, int]) -> None:
+        """Open them behind so many bytes of each."""
         for name, path in self._paths.items():
             file = self._files[name] = path.open("ab")
             if file.tell() < sizes[name]:

@@ -145,7 +145,7 @@ def _wild_type(
         if not len(residues):
             raise UserError("--sequence has no letters; give those of the wild type")
     else:
-        name, residues = "of the first row", tokenizer.encode(table.wild_type(options.first_position))
+        name, residues = "the protein of the first row", tokenizer.encode(table.wild_type(options.first_position))
     letters = [tokenizer.tokens[i] for i in residues.tolist()]
     return WildType(name, letters, options.first_position, tokenizer), residues
 

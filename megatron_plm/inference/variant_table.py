@@ -59,6 +59,7 @@ class VariantTable:
         if not names:
             raise UserError(f"{self.path}: empty; expected a CSV file with a column {self.column!r}")
         wanted = [(self.column, "variants", "--mutant-column")]
+        twice = next((name for name in names if list(names).count(name) > 1), None)
         if self.measured is not None:
             wanted.append((self.measured, "measured values", "--score-column"))
         for column, what, flag in wanted:
@@ -67,6 +68,8 @@ class VariantTable:
                     f"{self.path} has no column {column!r}, or several: its columns are {', '.join(names)}"
                     f"{suggestion(column, names)}; name the column of the {what} with {flag}"
                 )
+        if twice is not None:
+            raise UserError(f"{self.path} has several columns {twice!r}, and all are written again; rename them there")
 
     def wild_type(self, first: int) -> str:
         """The letters of the protein that the first row has a variant of, from its mutated sequence.
@@ -106,7 +109,7 @@ def survey(wild_type: WildType, table: VariantTable, score: str, *, derived: boo
         if score in row:
             raise UserError(f"{table.path} has a column {score!r} already, the name of the scores; rename it there")
         mutations = wild_type.parse(row[table.column], place)
-        if derived and row[MUTATED_SEQUENCE].strip().upper() != wild_type.mutated(mutations):
+        if derived and not wild_type.has_variant(row[MUTATED_SEQUENCE].strip(), mutations):
             raise UserError(
                 f"{place}: {row[table.column]}: the {MUTATED_SEQUENCE} is not that of this variant of the protein of "
                 "the first row; mend the row, or give the wild type with --wild-type"

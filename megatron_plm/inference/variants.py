@@ -88,12 +88,12 @@ class WildType:
         """The mutations of one variant; raises UserError, naming `place`, where it is none of this protein."""
         return [self._mutation(change, place) for change in changes_of(text, place)]
 
-    def mutated(self, mutations: Sequence[Mutation]) -> str:
-        """The letters of the variant."""
-        letters = list(self.letters)
+    def has_variant(self, sequence: str, mutations: Sequence[Mutation]) -> bool:
+        """Whether these letters are the variant with these mutations; letters that the model lacks are all alike."""
+        expected = list(self.letters)
         for mutation in mutations:
-            letters[mutation.position] = self.tokenizer.tokens[mutation.mutant]
-        return "".join(letters)
+            expected[mutation.position] = self.tokenizer.tokens[mutation.mutant]
+        return [self.tokenizer.tokens[i] for i in self.tokenizer.encode(sequence).tolist()] == expected
 
     def _mutation(self, change: Change, place: str) -> Mutation:
         before, number, after, text = change

@@ -127,6 +127,7 @@ BAD_HUGGINGFACE: dict[str, tuple[Callable[[Path], object], str]] = {
     "an empty configuration": (lambda d: (d / "config.json").write_bytes(b""), "config.json: not valid JSON"),
     "a configuration in other bytes": (lambda d: (d / "config.json").write_bytes(b"\xff\xfe{}"), "not valid JSON"),
     "no layers": (lambda d: change_config(d, num_hidden_layers=0), "num-layers"),
+    "layers without end": (lambda d: change_config(d, num_hidden_layers=10**7), "a model of 10,000,000 layers"),
     "less than no layers": (lambda d: change_config(d, num_hidden_layers=-1), "num-layers"),
     "a truth for a number": (lambda d: change_config(d, hidden_size=True), "hidden_size is true"),
     "a vocabulary with a token twice": (

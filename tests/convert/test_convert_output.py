@@ -98,6 +98,19 @@ def test_an_output_in_the_input_is_refused_and_one_in_its_run_is_not(
     assert convert(name, "huggingface", run, run / "export") == 0
 
 
+def test_force_deletes_no_checkpoint_with_a_folder_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = written(random_weights(), "native", tmp_path / "native")
+    output = written(random_weights(), "huggingface", tmp_path / "trainer")
+    kept = output / "checkpoint-500" / "model.safetensors"
+    kept.parent.mkdir()
+    kept.write_text("weeks of work")
+    assert convert("native", "huggingface", source, output, "--force") == 2
+    assert f"{output} holds checkpoint-500, a folder that is no part of the checkpoint" in capsys.readouterr().err
+    assert kept.read_text() == "weeks of work"
+
+
 def test_force_deletes_no_directory_for_a_file_with_a_common_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

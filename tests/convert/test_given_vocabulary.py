@@ -89,6 +89,16 @@ def test_megatron_takes_any_vocabulary_of_letters_and_gives_it_back(
     assert same_bits(dict(back.tensors), weights.tensors)
 
 
+def test_a_flag_does_not_overrule_a_megatron_checkpoints_own_vocabulary(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = written(random_weights(replace(PROTEINLM_TINY, tokenizer="esm2")), "megatron", tmp_path / "in")
+    assert convert("megatron", "native", source, tmp_path / "out", "--tokenizer", "proteinlm") == 2
+    assert "vocab.txt says otherwise what the rows mean" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert convert("megatron", "native", source, tmp_path / "out", "--tokenizer", "esm2") == 0
+
+
 def test_a_megatron_checkpoint_is_of_proteinlms_vocabulary_unless_told(tmp_path: Path) -> None:
     model = megatron_sample.random_model()
     megatron_sample.save(tmp_path, model)

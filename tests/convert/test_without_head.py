@@ -113,6 +113,28 @@ def test_a_tool_that_loads_one_is_told(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_tool_that_loads_what_comes_from_one_is_told_until_the_head_is_trained(
+    peer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, _ = PEERS[peer]
+    make(tmp_path / "in")
+    name = peer.split()[0]
+    assert convert(name, "native", tmp_path / "in", tmp_path / "out") == 0
+    assert convert("native", name, tmp_path / "out", tmp_path / "there", "--dtype", "bfloat16") == 0
+    assert convert(name, "native", tmp_path / "there", tmp_path / "back") == 0
+    for place in ("out", "there", "back"):
+        capsys.readouterr()
+        load_pretrained(tmp_path / place)
+        told = capsys.readouterr().err
+        assert told.startswith(f"warning: {tmp_path / place}: its language-model head has the initial values")
+        assert told.count("\n") == 1
+    weights = read_native(tmp_path / "out")
+    trained = {key: t * 1.01 if key == "head.dense.weight" else t for key, t in weights.tensors.items()}
+    load_pretrained(written(replace(weights, tensors=trained), "native", tmp_path / "trained"))
+    assert capsys.readouterr().err == ""
+
+
 def forks_encoder(path: Path) -> ModelOptions:
     """A model of ProteinLM's fork without its head and prefix."""
     options = replace(TAPE_TINY, norm_placement="pre", embedding_layernorm=False)

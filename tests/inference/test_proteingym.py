@@ -139,6 +139,22 @@ def test_what_does_not_fit_is_told_with_its_line_before_any_work(folder, tmp_pat
     assert (told.out, told.err.count("\n"), len(list(tmp_path.iterdir()))) == ("", 1, 1)
 
 
+def test_a_protein_with_a_letter_that_the_model_lacks_is_told_by_its_sequences(folder, tmp_path, capsys):
+    texts = [ONE, f"{SEQUENCE[1]}{FIRST + 1}{'W' if SEQUENCE[1] != 'W' else 'C'}"]
+    write_table(tmp_path / "v.csv", [[text, f"{mutated(text)}J", 0, 1] for text in texts])
+    (tmp_path / "wt.fasta").write_text(f">wt\n{SEQUENCE}J\n")
+    assert score(folder, tmp_path / "v.csv", tmp_path / "told.csv") == 0
+    assert "scored 2 variants of the protein of the first row, at 2 positions" in capsys.readouterr().out
+    assert score(folder, tmp_path / "v.csv", tmp_path / "given.csv", "--wild-type", tmp_path / "wt.fasta") == 0
+    assert (tmp_path / "told.csv").read_bytes() == (tmp_path / "given.csv").read_bytes()
+
+
+def test_two_columns_of_one_name_are_refused_as_one_would_be_lost(folder, tmp_path, capsys):
+    (tmp_path / "v.csv").write_text(f"mutant,note,note\n{ONE},a,b\n")
+    assert score(folder, tmp_path / "v.csv", tmp_path / "out.csv", "--wild-type", folder / "wt.fasta") == 2
+    assert "v.csv has several columns 'note'" in capsys.readouterr().err
+
+
 def test_without_wild_type_and_without_sequences_the_ways_to_give_one_are_named(folder, tmp_path, capsys):
     (tmp_path / "v.csv").write_text(f"mutant\n{ONE}\n")
     assert score(folder, tmp_path / "v.csv", tmp_path / "out.csv") == 2

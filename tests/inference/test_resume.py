@@ -90,6 +90,17 @@ def test_another_input_is_refused(folder, stopped, tmp_path, capsys):
     assert run("embed", *flags(folder, stopped), *POOLINGS, "--input", longer) == 0
 
 
+def test_another_input_is_begun_anew_by_force(folder, stopped, tmp_path, capsys):
+    other = write_fasta(tmp_path / "other.fasta", [SEQUENCES[0][::-1], *SEQUENCES[1:]])
+    assert run("embed", *flags(folder, stopped), *POOLINGS, "--input", other, "--force") == 0
+    told = capsys.readouterr().out
+    assert "that was another input than this, so it is begun anew" in told
+    assert f"embedded {len(SEQUENCES):,} proteins" in told
+    assert run("embed", *flags(folder, tmp_path / "whole.npz"), *POOLINGS, "--input", other) == 0
+    assert stopped.read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    assert not stopped.with_name("out.npz.partial").exists()
+
+
 def test_other_weights_are_refused(folder, stopped, tmp_path, capsys):
     peer_checkpoint(tmp_path / "other", seed=5)
     assert run("embed", *flags(folder, stopped), *POOLINGS, "--checkpoint", tmp_path / "other") == 2
