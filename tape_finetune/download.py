@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         data_dir.mkdir(parents=True, exist_ok=True)
     for task, url in missing.items():
         try:
-            with exclusive(data_dir / f".{task}.lock"):
+            with exclusive(data_dir / f".{task}.tar.gz.lock"):
                 _one_task(task, url, sums.get(f"{task}.tar.gz"), data_dir, arguments)
         except Busy:
             raise UserError(f"{data_dir / task}: another process is fetching it; wait for it") from None
