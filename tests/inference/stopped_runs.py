@@ -12,13 +12,13 @@ from processes import environment, wait_for
 SLOW = """
 import sys, time
 from megatron_plm.errors import run_command
-from megatron_plm.inference import resumable, runner
+from megatron_plm.inference import contacts, resumable, runner
 resumable.COMMIT_SECONDS = 0
-for name in ("hidden_states", "log_probabilities"):
-    def slow(*arguments, plain=getattr(runner.Runner, name)):
-        time.sleep(0.03)
+for owner, name in (runner.Runner, "hidden_states"), (runner.Runner, "log_probabilities"), (contacts, "contact_map"):
+    def slow(*arguments, plain=getattr(owner, name)):
+        time.sleep(0.05)
         return plain(*arguments)
-    setattr(runner.Runner, name, slow)
+    setattr(owner, name, slow)
 import importlib
 from megatron_plm.cli import VERBS
 sys.exit(run_command(importlib.import_module(VERBS[sys.argv[1]][0]).main, sys.argv[2:]))
