@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -187,4 +188,5 @@ def encodable(name: str | os.PathLike[str]) -> str:
 
 
 def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A thread's number is a process's own number in its first thread, and no other's in any.
+    return path.with_name(f".{path.name}.{threading.get_native_id()}.tmp")

@@ -106,7 +106,9 @@ def launch(argv: Sequence[str]) -> int:
     try:
         code = run_command(main, argv)
     except SystemExit as stop:
-        if path is not None and isinstance(stop.code, int):
+        # The code of the one that failed stays, whichever of the two writes first.
+        is_known = isinstance(stop.__context__, OthersFailed) and path is not None and _is_written(Path(path))
+        if path is not None and isinstance(stop.code, int) and not is_known:
             Path(path).write_text(str(stop.code))
         raise
     if path is None:
@@ -116,6 +118,10 @@ def launch(argv: Sequence[str]) -> int:
     # Another node may lack a file that this one has, and would wait for the workers that left.
     may_differ = code not in EXIT_CODES.values() and int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
     return code if may_differ else 0
+
+
+def _is_written(path: Path) -> bool:
+    return path.exists() and bool(path.read_text())
 
 
 def _pretrain(config: Config, world: World, datasets: Datasets, argv: Sequence[str]) -> str:
