@@ -249,7 +249,6 @@ def test_without_predictions_the_report_says_how_to_save_some(tmp_path: Path, th
         (b"no gzip", "no file of predictions"),
         (gzip.compress(b"[1]\n"), "no file of predictions"),
     ],
-    ids=["too few", "no gzip", "no object"],
 )
 def test_predictions_that_do_not_fit_are_refused(
     tmp_path: Path, content: bytes, message: str, capsys: pytest.CaptureFixture[str]
