@@ -190,7 +190,8 @@ def test_a_second_attempt_meets_nothing_of_the_first(tmp_path):
         [*command, str(script)], env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["attempt 1: 1 was first"] * 2
+    said = "attempt 1: 1 was first"  # by both, whose lines may run into each other
+    assert (done.stdout.count(said), done.stdout.replace(said, "").strip()) == (2, "")
 
 
 def worker(launcher: int, *, rank: int) -> int:
