@@ -27,6 +27,11 @@ class Layout:
         return self.dp_replicate * self.dp_shard
 
     @property
+    def shards(self) -> int:
+        """Processes that share out one copy of a stage's optimizer state, and of what else is sharded."""
+        return self.dp_shard * self.cp
+
+    @property
     def world_size(self) -> int:
         return self.pp * self.dp * self.cp * self.tp
 

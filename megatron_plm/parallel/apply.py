@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from megatron_plm.config.layout import num_micro_batches, stage_layers, stages_of
+from megatron_plm.config.layout import Layout, num_micro_batches, stage_layers, stages_of
 from megatron_plm.config.options import Config
 from megatron_plm.data.loader import Batch
 from megatron_plm.data.masking import Masking
@@ -174,15 +174,19 @@ def _shard(part: nn.Module, blocks: Sequence[Block], config: Config, world: Worl
     )
     # FSDP2 warns of in-place operations on the output, a view; the loss reads it and changes nothing.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    # What nobody shares need not be gathered again; zbv, besides, takes gradients when the weights would be gone.
-    shares = layout.dp_shard * layout.cp > 1
-    gather_again = shares and config.parallel.data_parallel_sharding == "zero3"
+    gathers_again = _gathers_again(config, layout)
     for module in (*blocks, part):
         # What follows the blocks is needed again at once: it stays gathered.
-        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=gather_again and module is not part)
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=gathers_again and module is not part)
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
+
+
+def _gathers_again(config: Config, layout: Layout) -> bool:
+    """Whether a block's weights are gathered for each of its passes, rather than once a step."""
+    # What nobody shares need not be gathered again; zbv, besides, takes gradients when the weights would be gone.
+    return layout.shards > 1 and config.parallel.data_parallel_sharding == "zero3"
 
 
 def piece_here(parameter: Tensor) -> Piece:
@@ -196,7 +200,7 @@ def piece_here(parameter: Tensor) -> Piece:
 def _passes(parts: list[nn.Module], config: Config, tokenizer: Tokenizer, world: World) -> Passes:
     layout, training = world.layout, config.training
     if layout.pp == 1:
-        return SequentialPasses(parts[0])
+        return SequentialPasses(parts[0], gathers_again=_gathers_again(config, layout))
     assert world.mesh is not None
     rows = training.micro_batch_size
     limits = row_limits(config.data, Masking.from_options(config.data, config.model.objective))
@@ -221,14 +225,20 @@ def _passes(parts: list[nn.Module], config: Config, tokenizer: Tokenizer, world:
 class SequentialPasses:
     """One micro-batch after the other through a model that is here as a whole, or whose shards are gathered."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, gathers_again: bool) -> None:
         self._model = model
+        units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        self._stays_gathered = [unit for unit in units if unit is model or not gathers_again]
 
     def train(self, micro_batches: Sequence[Batch], criterion: Criterion) -> None:
-        """Run forward and backward passes; gradients are summed over the processes in the last one only."""
+        """Run forward and backward passes; gradients are summed over the processes in the last one only, and what stays
+        gathered after a forward pass is given back no sooner."""
         for index, batch in enumerate(micro_batches):
             if isinstance(self._model, FSDPModule):
-                self._model.set_requires_gradient_sync(index + 1 == len(micro_batches))
+                is_last = index + 1 == len(micro_batches)
+                self._model.set_requires_gradient_sync(is_last)
+                for module in self._stays_gathered:
+                    module.set_reshard_after_backward(is_last, recurse=False)
             criterion(self._logits(batch), batch).backward()
 
     def evaluate(self, micro_batches: Sequence[Batch], criterion: Criterion) -> None:

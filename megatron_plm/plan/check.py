@@ -54,7 +54,7 @@ def kinds(config: Config, layout: Layout) -> list[Kind]:
     places: dict[Part, list[int]] = {}
     for pp_rank, part in enumerate(pipeline_parts(config.model, config.parallel)):
         places.setdefault(part, []).append(pp_rank)
-    shards = layout.dp_shard * layout.cp
+    shards = layout.shards
     per_stage = layout.world_size // layout.pp
     return [
         Kind(part, tuple(ranks), shard, ranks[0] * per_stage + shard * layout.tp)
@@ -83,7 +83,7 @@ def check(plan: Plan, vocab_size: int) -> int:
 
 def estimated_parameters(config: Config, layout: Layout, kind: Kind, vocab_size: int) -> int:
     """Numbers that a process of this kind holds, by the planner's arithmetic."""
-    shards = layout.dp_shard * layout.cp
+    shards = layout.shards
     units = kind.part.weights(config.model, vocab_size)
     return sum(weight.shard(layout.tp, shards, kind.shard) for unit in units for weight in unit)
 

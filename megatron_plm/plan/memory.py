@@ -131,7 +131,7 @@ def _norm_bytes(config: Config) -> int:
 def gpu_memory(config: Config, layout: Layout, part: Part, pp_rank: int, vocab_size: int) -> Memory:
     """The memory of a GPU of pipeline rank `pp_rank`, which has `part` of the model."""
     model, parallel, c = config.model, config.parallel, compute_bytes(config)
-    D, tp, shards = model.hidden_size, layout.tp, layout.dp_shard * layout.cp
+    D, tp, shards = model.hidden_size, layout.tp, layout.shards
     T, micro_batches = tokens_per_gpu(config), num_micro_batches(config.training, layout.dp)
     block, rest = held_of_block(model, tp, shards), held_of_rest(part, model, vocab_size, tp, shards)
     blocks = sum(part.blocks)

@@ -157,7 +157,7 @@ def _data_parallel(
 ) -> _DataParallel:
     """Gathering of weights and reducing of gradients (Rajbhandari et al. 2020, section 7): of weights once a step, with
     zero3 twice a micro-batch; of gradients once a step, in fp32."""
-    shards = layout.dp_shard * layout.cp
+    shards = layout.shards
     block = held_of_block(config.model, layout.tp, shards)
     rest = held_of_rest(part, config.model, vocab_size, layout.tp, shards)
     blocks = sum(part.blocks)

@@ -209,7 +209,7 @@ def _layout_told(config: Config, world: World) -> str:
             f"pipeline {parallel.pipeline_schedule}: blocks of the stages {stages}; {num} micro-batches, bubble "
             f"{bubble_fraction(parallel, num):.0%}"
         )
-        if parallel.data_parallel_sharding == "zero3" and layout.dp * layout.cp > 1:
+        if parallel.data_parallel_sharding == "zero3" and layout.shards > 1:
             lines.append("note: zero3 gathers the weights for every micro-batch of a pipeline; zero2 gathers them once")
     return "\n".join(lines) + "\n"
 
