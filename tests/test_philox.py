@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from megatron_plm import philox
 from megatron_plm.philox import derive_key, normal, philox4x32
 
 
@@ -28,6 +29,19 @@ def test_any_slice_of_the_normal_stream_equals_the_whole():
     whole = normal(7, 0, 1000)
     for start, count in [(0, 1), (3, 10), (8, 8), (499, 501), (5, 0)]:
         np.testing.assert_array_equal(normal(7, start, count), whole[start : start + count])
+
+
+@pytest.mark.parametrize(("rows", "columns"), [((10, 20), (0, 96)), ((0, 40), (24, 48)), ((7, 9), (5, 6))])
+def test_a_box_of_a_matrix_is_that_of_the_whole_and_little_else_is_drawn(rows, columns, monkeypatch):
+    whole = normal(7, 0, 40 * 96).reshape(40, 96)
+    drawn = []
+    blocks = philox._normal_blocks
+    monkeypatch.setattr(
+        philox, "_normal_blocks", lambda key, numbers: drawn.append(numbers.size) or blocks(key, numbers)
+    )
+    box = philox.normal_box(7, 96, rows, columns)
+    np.testing.assert_array_equal(box, whole[slice(*rows), slice(*columns)])
+    assert 8 * sum(drawn) <= box.size + 2 * 8 * len(box), "at most a block of eight at each end of a row"
 
 
 def test_normal_values_follow_the_normal_distribution():

@@ -1,6 +1,7 @@
 """Who may import whom: dependencies point one way, and a bare cluster image can train."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,13 @@ def test_a_room_imports_only_what_it_may(room):
         assert rooms_of(modules) <= may | FOUNDATION | {room}, where
         assert not [m for m in modules for forbidden in must_not if within(m, forbidden)], where
         assert not [m for m in modules if within(m, "tape_finetune")], where
+
+
+def test_the_model_holds_no_word_of_processes():
+    words = re.compile(r"\branks?\b|world.?size|mesh|dtensor|shard|distributed|process.?group", re.I)
+    found = [(path.name, word) for path in python_files("model") for word in words.findall(path.read_text())]
+    assert found == []
+    assert words.findall(python_files("parallel")[1].read_text()), "and it finds them where they are"
 
 
 @pytest.mark.parametrize("name", sorted(FOUNDATION))

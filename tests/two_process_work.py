@@ -31,6 +31,12 @@ GRADIENTS = [
     *(("ESM-2", layout) for layout in GRADIENT_LAYOUTS),
     ("TAPE", "tp_sp"), ("TAPE", "cp"), ("AMPLIFY", "tp_sp"), ("three heads", "cp"),
 ]  # fmt: skip
+IMPOSSIBLE = {  # the layouts that can't be, of two processes
+    "batch": ["--global-batch-size=12"],  # three micro-batches
+    "heads": ["--tensor-model-parallel-size=2", "--num-attention-heads=1"],
+    "layers": ["--pipeline-model-parallel-size=2", "--micro-batch-size=2", "--num-layers=1"],
+    "world": ["--tensor-model-parallel-size=3"],
+}
 BF16_LAYOUTS = {
     "tp": ["--tensor-model-parallel-size=2", "--sequence-parallel"],
     "cp": ["--context-parallel-size=2"],
@@ -55,8 +61,7 @@ def work(flags: list[str], one_process: Path, folder: Path) -> None:
         },
         folder,
     )
-    meet_anew()
-    codes["impossible"] = pretrain(*flags, "--global-batch-size=12")  # three micro-batches for two processes
+    codes |= {f"impossible {name}": pretrain(*flags, *more) for name, more in IMPOSSIBLE.items()}  # nobody meets
     meet_anew()
     results = probe(flags)
     results["gradients_at"] = {}

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megatron_plm.config.options import Config, ModelOptions, ParallelOptions
+from megatron_plm.config.options import Config, ModelOptions, ParallelOptions, TrainingOptions
 from megatron_plm.data.loader import Batch
 from megatron_plm.parallel.apply import build_model
 from megatron_plm.parallel.mesh import arranged_world
 from megatron_plm.plan.check import pretended_rank
 from megatron_plm.tokenizers import get_tokenizer
+from megatron_plm.training.pretrain import _layout_told
 
 BLOCKS = 3
 UNITS = BLOCKS + 1  # of gathering and of summation: each block, and the rest
@@ -76,3 +77,22 @@ def test_several_micro_batches_gather_and_sum_no_more_than_the_sharding_needs(
                 model.passes.train([batch()] * micro_batches, lambda logits, _: logits.sum())
     gathered = gathered_a_step + gathered_a_micro_batch * micro_batches
     assert collectives.calls == {**summed, **({"_allgather_base_": gathered} if gathered else {})}
+
+
+@pytest.mark.parametrize(
+    ("parallel", "warned"),
+    [
+        ({"data_parallel_sharding": "zero3"}, True),
+        ({"data_parallel_sharding": "zero3", "data_parallel_replicate_size": 2}, False),  # a whole copy in each
+        ({"data_parallel_sharding": "zero3", "data_parallel_replicate_size": 2, "context_parallel_size": 2}, True),
+        ({"data_parallel_sharding": "zero2"}, False),
+        ({"data_parallel_sharding": "zero3", "pipeline_model_parallel_size": 1}, False),
+    ],
+)
+def test_zero3_in_a_pipeline_is_warned_of_at_the_start(parallel, warned):
+    options = ParallelOptions(**{"pipeline_model_parallel_size": 2, **parallel})
+    config = Config(parallel=options, training=TrainingOptions(micro_batch_size=1))
+    size = 4 * options.context_parallel_size
+    with pretended_rank(0, size):
+        told = _layout_told(config, arranged_world(options, torch.device("cpu")))
+    assert ("zero3 gathers the weights for every micro-batch" in told) == warned

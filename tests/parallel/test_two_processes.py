@@ -4,7 +4,7 @@ import pytest
 import torch
 from pretraining_runs import checkpoint, column, largest_relative_difference, pretrain, read_tensors, records, same_bits
 from torch import nn
-from two_process_work import BF16_LAYOUTS, CLIP, GRADIENT_MODELS, GRADIENTS, whole_gradients
+from two_process_work import BF16_LAYOUTS, CLIP, GRADIENT_MODELS, GRADIENTS, IMPOSSIBLE, whole_gradients
 
 from megatron_plm.benchmark.parity import relative_difference
 from megatron_plm.config.load import load_config
@@ -26,8 +26,17 @@ def folders(one_process, two_processes):
 
 def test_every_run_of_both_processes_ended_in_order(two_processes):
     for probe in two_processes.probes:
-        assert probe["codes"] == {name: 2 if name == "impossible" else 0 for name in probe["codes"]}
-        assert len(probe["codes"]) == 10
+        assert probe["codes"] == {name: 2 if name.startswith("impossible") else 0 for name in probe["codes"]}
+        assert len(probe["codes"]) == 9 + len(IMPOSSIBLE)
+
+
+def test_a_layout_that_cannot_be_is_told_once_and_named_by_its_flag(two_processes):
+    said = [(two_processes.folder / f"output_{rank}.txt").read_text() for rank in (0, 1)]
+    told = [line for line in said[0].splitlines() if line.startswith("error: ")]
+    assert len(told) == len(IMPOSSIBLE)
+    for line, flag in zip(told, ("--global-batch-size 12", "heads 1", "--num-layers 1", "-size 3 = 3"), strict=True):
+        assert flag in line
+    assert "error" not in said[1]
 
 
 @pytest.mark.parametrize("name", ["plain", "accumulate", "recompute", "from_one"])
