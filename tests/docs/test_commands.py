@@ -71,6 +71,15 @@ def test_ci_runs_exactly_the_two_commands_of_the_readme():
     assert [line for line in lines if line.startswith("make ")] == block.text.strip().splitlines()
 
 
+def test_the_diff_of_an_added_architecture_is_of_the_code():
+    page = (REPOSITORY / "docs/parallelism.md").read_text(encoding="utf-8")
+    diffs = re.findall(r"^```diff\n--- a/\S+\n\+\+\+ b/(\S+)\n(.*?)^```$", page, re.S | re.M)
+    assert [path for path, _ in diffs] == ["megatron_plm/model/transformer.py", "megatron_plm/parallel/tensor.py"]
+    for path, text in diffs:
+        there = [line[1:] for line in text.splitlines() if not line.startswith("-")]
+        assert "\n".join(there[1:]) in (REPOSITORY / path).read_text(encoding="utf-8"), "the lines, one after the other"
+
+
 def escaped_commands(text: str) -> list[str]:
     """Commands that no test would run: in fences without a language, or inside a sentence."""
     plain = [body for tag, body in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M) if not tag]
