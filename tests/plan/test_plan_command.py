@@ -47,6 +47,34 @@ def test_the_json_is_read_back(plan):
     assert told["plans"][0]["layout"] == {"pp": 1, "dp_replicate": 1, "dp_shard": 8, "cp": 1, "tp": 1}
 
 
+ALONE = ["--tensor-model-parallel-size=1", "--pipeline-model-parallel-size=1", "--context-parallel-size=1"]
+PIPELINE = [ALONE[0], ALONE[2], "--data-parallel-sharding=zero2"]
+TENSOR = ["--tensor-model-parallel-size=2", "--sequence-parallel", *ALONE[1:]]
+DECISIONS = [  # the table of docs/parallelism.md
+    ("650m", 8, 2048, [[*ALONE, "--data-parallel-sharding=zero2"]]),
+    ("3b", 64, 2048, [[*ALONE, "--data-parallel-sharding=zero2", "--data-parallel-replicate-size=8"]]),
+    *(
+        (
+            "15b", count, 3072,
+            [*([*PIPELINE, f"--pipeline-model-parallel-size={pp}"] for pp in (2, 4)),
+             [*TENSOR, f"--data-parallel-sharding={sharding}"]],
+        )
+        for count, sharding in ((64, "zero3"), (512, "zero2"))
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "num_gpus", "rows", "layouts"), DECISIONS)
+def test_what_the_page_recommends_is_near_the_fastest_that_is_found(plan, model, num_gpus, rows, layouts):
+    asked = ["--gpu=h100", f"--num-gpus={num_gpus}", f"--preset=esm2-{model}", f"--global-batch-size={rows}"]
+    seconds = []
+    for flags in ([], *layouts):
+        code, text, errors = plan(*asked, *flags, "--json", "--top=1")
+        assert (code, errors) == (0, "")
+        seconds.append(json.loads(text)["plans"][0]["speed"]["step_seconds"])
+    assert max(seconds) <= 1.1 * min(seconds)
+
+
 def test_other_flags_of_training_are_handed_on(plan, tmp_path):
     file = tmp_path / "run.toml"
     file.write_text(
