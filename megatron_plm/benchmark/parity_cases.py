@@ -49,7 +49,7 @@ _ESM2 = (
     Case("TP2+SP, full recomputation", 2, f"{_TP} 2 --sequence-parallel --recompute-granularity full", again=True),
     Case("TP2+SP, selective recomputation", 2, f"{_TP} 2 --sequence-parallel --recompute-granularity selective"),
     Case("CP2", 2, f"{_CP} 2"),
-    Case("PP2 gpipe", 2, f"{_PP} 2 --pipeline-schedule gpipe {_ROWS} 2", again=True),
+    Case("PP2 gpipe", 2, f"{_PP} 2 --pipeline-schedule gpipe {_ROWS} 2"),
     Case("PP2 1f1b", 2, f"{_PP} 2 {_ROWS} 2"),
     Case("PP2 1f1b, full recomputation", 2, f"{_PP} 2 {_ROWS} 2 --recompute-granularity full", again=True),
     Case("PP2 interleaved", 2, f"{_PP} 2 --pipeline-schedule interleaved {_ROWS} 2"),
