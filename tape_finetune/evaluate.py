@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron_plm.arguments import ArgumentParser
 from megatron_plm.errors import UserError
-from megatron_plm.invocation import command_line
+from megatron_plm.invocation import typeable
 from megatron_plm.parallel.mesh import device
 from tape_finetune import runs
 from tape_finetune.data import Split, choose_file
@@ -56,12 +56,12 @@ def main(argv: Sequence[str]) -> int:
         say(f"no scores were written: the split was scored with faults of {arguments.compat}")
     elif results is None:
         say(f"no scores were written: {directory} was saved untrained and has no {runs.RESULTS_FILE}")
-        say(f"next: {command_line('tape-train', ['--help'])}")
+        say(f"next: {typeable('tape-train', ['--help'])}")
     else:
         results["splits"] |= scored
         runs.write_json(directory / runs.RESULTS_FILE, results)
         say(f"wrote {directory / runs.RESULTS_FILE}")
-        say(f"next: {command_line('tape-report', ['--results', directory, '--output', 'report'])}")
+        say(f"next: {typeable('tape-report', ['--results', directory, '--output', 'report'])}")
     return 0
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_directory
-from megatron_plm.invocation import command_line
+from megatron_plm.invocation import command_line, typeable
 from megatron_plm.memory import keep_freed_memory
 from megatron_plm.parallel.mesh import World, check_devices, joined_world, local_rank, told_once
 from tape_finetune import runs
@@ -256,4 +256,4 @@ def _label(arguments: argparse.Namespace) -> str:
 
 
 def _eval_command(arguments: argparse.Namespace, directory: Path, split: str) -> str:
-    return command_line("tape-eval", [arguments.base_model, arguments.task, directory, "--split", split])
+    return typeable("tape-eval", [arguments.base_model, arguments.task, directory, "--split", split])

@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_plm.arguments import ArgumentParser
 from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_directory
-from megatron_plm.invocation import command_line
+from megatron_plm.invocation import typeable
 from megatron_plm.report.command import require_drawing_packages
 from tape_finetune.flags import add_flag
 from tape_finetune.progress import say, track
@@ -83,7 +83,7 @@ def _section(number: int, task: TaskScores) -> Section:
             "--save_predictions",
         ]
         remarks.append(
-            f"No predictions were saved, so none are drawn. This saves some: {command_line('tape-eval', flags)}"
+            f"No predictions were saved, so none are drawn. This saves some: {typeable('tape-eval', flags)}"
         )
     else:
         plot = detail_plot(task, saved)
