@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     run.task.copies_proteinlm |= arguments.compat == "proteinlm"
     asked = [run.task.metric_name(metric, "--metrics") for metric in arguments.metrics] or run.task.metric_names
     path = choose_file(run.files(arguments.data_dir), arguments.split, f"--split {arguments.split}")
-    split = run.task.load(arguments.split, path, run.max_length)
+    split = run.load(arguments.split, path)
     results = _results(directory)
     if results is not None:
         _check_same_file(directory, results, arguments.split, split.sha256)
@@ -115,6 +115,6 @@ def _num_in_train(run: runs.Run, split: Split, results: dict[str, Any]) -> int |
     if path is None or not path.exists():
         say(f"the training data is no longer where it was, so no one counts how much of {split.name} stands in it")
         return None
-    train = run.task.load("train", path, run.max_length)
+    train = run.load("train", path)
     check_distinct([train, split])
     return num_in_train(split, train)
