@@ -81,7 +81,8 @@ class MultiLabel(ClassTask):
         other lacks; of the others, for which a correlation says nothing, it is NaN."""
         truth_nC, predicted_nC = observations["truth"], observations["predicted"]
         hits_nC, either_nC = truth_nC & predicted_nC, truth_nC | predicted_nC
-        varies_C = truth_nC.any(0) & ~truth_nC.all(0)
+        num_true_C = truth_nC.sum(0)
+        varies_C = (num_true_C > 0) & (num_true_C < len(truth_nC))
         of_varying = {
             "hits_nC": hits_nC[:, varies_C],
             "true_nC": truth_nC[:, varies_C],
