@@ -13,7 +13,7 @@ from tape_finetune.metrics import Floats, Metric
 
 NUM_REPLICATES = 1000
 PERCENTILES = (2.5, 97.5)
-_WEIGHTS_AT_A_TIME = 4_000_000  # 32 MB of float64
+_WEIGHTS_AT_A_TIME = 1_000_000  # 8 MB of float64
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class Example:
     sequence: str
     label: NDArray[Any]  # no dims for a protein's label; per residue [L], or [L, …]
     cropped: bool = False
+    window: int | None = None  # residues that a model reads at a time, where it doesn't read all at once
 
     def crop(self, max_length: int | None) -> "Example":
         """The first `max_length` residues with their labels; itself if it is not longer."""
@@ -43,6 +44,12 @@ class Example:
             return self
         label = self.label[:max_length] if self.label.ndim else self.label
         return replace(self, sequence=self.sequence[:max_length], label=label, cropped=True)
+
+    def fit(self, max_length: int | None, *, windows: bool) -> "Example":
+        """Itself if it is not longer than `max_length`, else cropped, or whole and to be read in windows."""
+        if not windows or max_length is None or len(self.sequence) <= max_length:
+            return self.crop(max_length)
+        return replace(self, window=max_length)
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,10 @@ class Split:
     @property
     def num_cropped(self) -> int:
         return sum(example.cropped for example in self.examples)
+
+    @property
+    def num_windowed(self) -> int:
+        return sum(example.window is not None for example in self.examples)
 
 
 def split_files(folders: Sequence[Path], prefix: str) -> dict[str, Path]:

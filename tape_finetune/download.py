@@ -17,7 +17,7 @@ from typing import Any
 from megatron_plm.arguments import ArgumentParser
 from megatron_plm.errors import JSON_ERRORS, UserError
 from megatron_plm.files import Busy, atomic_directory, exclusive, write_errors_told
-from megatron_plm.invocation import command_line
+from megatron_plm.invocation import typeable
 from tape_finetune.data import DEFAULT_DATA_DIR
 from tape_finetune.fetch import fetch, remove
 from tape_finetune.flags import add_flag
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     task = "contact_prediction" if next(iter(wanted)) == "proteinnet" else next(iter(wanted))
     if arguments.format == "json" and not arguments.convert:
         say("note: the tasks read JSON lines and databases, no JSON arrays; --convert jsonl makes lines of them")
-    say(f"next: {command_line('tape-train', ['onehot', task, '--data_dir', data_dir])}")
+    say(f"next: {typeable('tape-train', ['onehot', task, '--data_dir', data_dir])}")
     return 0
 
 

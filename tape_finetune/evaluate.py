@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron_plm.arguments import ArgumentParser
 from megatron_plm.errors import UserError
-from megatron_plm.invocation import command_line
+from megatron_plm.invocation import typeable
 from megatron_plm.parallel.mesh import device
 from tape_finetune import runs
 from tape_finetune.data import Split, choose_file
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     run.task.copies_proteinlm |= arguments.compat == "proteinlm"
     asked = [run.task.metric_name(metric, "--metrics") for metric in arguments.metrics] or run.task.metric_names
     path = choose_file(run.files(arguments.data_dir), arguments.split, f"--split {arguments.split}")
-    split = run.task.load(arguments.split, path, run.max_length)
+    split = run.load(arguments.split, path)
     results = _results(directory)
     if results is not None:
         _check_same_file(directory, results, arguments.split, split.sha256)
@@ -56,12 +56,12 @@ def main(argv: Sequence[str]) -> int:
         say(f"no scores were written: the split was scored with faults of {arguments.compat}")
     elif results is None:
         say(f"no scores were written: {directory} was saved untrained and has no {runs.RESULTS_FILE}")
-        say(f"next: {command_line('tape-train', ['--help'])}")
+        say(f"next: {typeable('tape-train', ['--help'])}")
     else:
         results["splits"] |= scored
         runs.write_json(directory / runs.RESULTS_FILE, results)
         say(f"wrote {directory / runs.RESULTS_FILE}")
-        say(f"next: {command_line('tape-report', ['--results', directory, '--output', 'report'])}")
+        say(f"next: {typeable('tape-report', ['--results', directory, '--output', 'report'])}")
     return 0
 
 
@@ -115,6 +115,6 @@ def _num_in_train(run: runs.Run, split: Split, results: dict[str, Any]) -> int |
     if path is None or not path.exists():
         say(f"the training data is no longer where it was, so no one counts how much of {split.name} stands in it")
         return None
-    train = run.task.load("train", path, run.max_length)
+    train = run.load("train", path)
     check_distinct([train, split])
     return num_in_train(split, train)

@@ -30,13 +30,18 @@ def mean(weights_Bn: Floats, values_n: NDArray) -> Floats:
 def within(weights_Bn: Floats, metric: Metric, index_n: NDArray[np.bool_]) -> Floats:
     """A metric of the examples that `index_n` chooses, which are those that `metric` takes weights for; NaN of none."""
     if not index_n.any():
-        return np.full(len(weights_Bn), np.nan)
+        return undefined(weights_Bn)
     return metric(weights_Bn[:, index_n])
 
 
 def mean_of(weights_Bn: Floats, of: Sequence[Metric]) -> Floats:
     """The mean of several metrics."""
     return np.mean([metric(weights_Bn) for metric in of], axis=0)
+
+
+def undefined(weights_Bn: Floats) -> Floats:
+    """A metric that means nothing on these examples: NaN."""
+    return np.full(len(weights_Bn), np.nan)
 
 
 def mean_squared_error(weights_Bn: Floats, truth_n: Floats, predicted_n: Floats) -> Floats:

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         inputs_of(arguments), run.model.base.tokenizer, numbered=arguments.numbered, strict=arguments.strict
     )
     survey = reader.survey() if reader.can_read_twice else None
-    num_proteins = num_cropped = 0
+    num_proteins = num_cropped = num_windowed = 0
     with (
         atomic_file(arguments.output) as aside,
         writing(aside, arguments.output) as write,
@@ -61,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
             write(rows)
             num_proteins += len(rows)
             num_cropped += sum(row["cropped"] for row in rows)
+            num_windowed += sum(run.windows and max_length is not None and row["length"] > max_length for row in rows)
             advance(sum(len(protein.tokens) for protein in block))
         if not num_proteins:
             raise UserError(f"{arguments.input[0]}: holds no protein; give a file with sequences")
@@ -69,6 +70,8 @@ def main(argv: Sequence[str]) -> int:
         say(f"unknown letters: {survey.unknown.total():,}, read as the unknown token: {letters}")
     if num_cropped:
         say(f"longer proteins: {num_cropped:,} of more than {max_length:,} residues; theirs are of the first ones")
+    if num_windowed:
+        say(f"longer proteins: {num_windowed:,} of more than {max_length:,} residues, read in windows of as many")
     say(f"wrote {arguments.output}: {num_proteins:,} proteins, {run.task.name} by {arguments.run_dir}")
     return 0
 
@@ -86,7 +89,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     text = "file to write: .csv, .jsonl (both also .gz) or .parquet"
     add_flag(parser, "output", type=Path, required=True, metavar="FILE", help=text)
     add_flag(parser, "batch_size", type=whole_number(1), metavar="N", help="most proteins a pass (default: no limit)")
-    text = "crop longer proteins to N residues (default: as in training)"
+    text = "crop longer proteins to N residues, or read them in windows of N (default: as in training)"
     add_flag(parser, "max_length", type=whole_number(1), metavar="N", help=text)
     add_flag(parser, "force", action="store_true", help="replace an existing file")
     add_flag(parser, "no_cuda", action="store_true", help="predict on the CPU, also where there is a GPU")
@@ -141,7 +144,8 @@ def _rows(
     block: Sequence[Protein], run: runs.Run, max_length: int | None, batch_size: int | None
 ) -> list[dict[str, Any]]:
     """A row of each protein of a block, in order."""
-    examples = [_example(protein, run.model.base.tokenizer).crop(max_length) for protein in block]
+    tokenizer = run.model.base.tokenizer
+    examples = [_example(protein, tokenizer).fit(max_length, windows=run.windows) for protein in block]
     found = predict(Source(run.model, examples, batch_size=batch_size), run.task)
     about: list[Row] = [
         {"id": protein.identifier, "length": len(protein.tokens), "cropped": example.cropped}

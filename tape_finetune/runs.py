@@ -50,6 +50,11 @@ class Run:
     data_dir: Path | None  # None is the task's default place
     seed: int
     compat: str | None = None  # whose fault of old is copied: tape or proteinlm
+    windows: bool = False  # longer proteins are read in windows of max_length instead
+
+    def load(self, split: str, path: Path) -> Split:
+        """A split as the model takes it; raises UserError."""
+        return self.task.load(split, path, self.max_length, windows=self.windows)
 
     def files(self, data_dir: Path | None = None) -> dict[str, Path]:
         """The files of the splits, in `data_dir` or where the run had them."""
@@ -91,18 +96,23 @@ def check_target(path: Path, *, force: bool) -> None:
         raise UserError(f"{path}: {parent} cannot be written to; choose a folder with write permission")
 
 
-def split_result(split: Split, scores: Mapping[str, Interval], num_in_train: int | None) -> dict[str, Any]:
-    """One entry of `splits` in results.json; `num_in_train` of None is unknown."""
+def split_facts(split: Split) -> dict[str, Any]:
+    """What a split is, for results.json: its file, and what was done to its proteins."""
     return {
         "num_examples": len(split.examples),
         "cropped": split.num_cropped,
+        "windowed": split.num_windowed,
         "num_undefined": split.num_undefined,
         "num_dropped": split.num_dropped,
-        "num_in_train": num_in_train,
         "file": split.path.name,
         "sha256": split.sha256,
-        "metrics": {name: asdict(interval) for name, interval in scores.items()},
     }
+
+
+def split_result(split: Split, scores: Mapping[str, Interval], num_in_train: int | None) -> dict[str, Any]:
+    """One entry of `splits` in results.json; `num_in_train` of None is unknown."""
+    values = {name: asdict(interval) for name, interval in scores.items()}
+    return {**split_facts(split), "num_in_train": num_in_train, "metrics": values}
 
 
 def save_run(directory: Path, run: Run) -> None:
@@ -118,6 +128,7 @@ def save_run(directory: Path, run: Run) -> None:
         "model": None if isinstance(base, OneHotModel) else asdict(base.options),
         "primary_metric": run.primary_metric,
         "max_length": run.max_length,
+        "windows": run.windows,
         "data_dir": None if run.data_dir is None else str(run.data_dir),
         "seed": run.seed,
         "compat": run.compat,
@@ -154,6 +165,7 @@ def load_run(directory: Path, *, base_model: str, task: str) -> Run:
             data_dir=None if data_dir is None else Path(data_dir),
             seed=document["seed"],
             compat=document.get("compat"),
+            windows=document.get("windows", False),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{directory / RUN_FILE}: not the description of a fine-tuned model: {error}") from None
@@ -186,6 +198,7 @@ def describe(split: Split, num_in_train: int | None) -> str:
     """How many proteins a split has, and what there is to know of them, in a few words."""
     facts = {
         "cropped": split.num_cropped,
+        "in windows": split.num_windowed,
         "without a label": split.num_undefined,
         "dropped": split.num_dropped,
         "also in train": num_in_train,
@@ -203,7 +216,8 @@ def score_lines(splits: Mapping[str, Mapping[str, Any]], metrics: Sequence[str])
             score = result["metrics"][metric]
             interval = f"[{score['low']:.3f}, {score['high']:.3f}]"
             line = f"{split:<{width}}{metric:<{width}}{score['value']:8.3f}   {interval:<17}{result['num_examples']}"
-            lines.append(line + (f" ({result['cropped']} cropped)" if result["cropped"] else ""))
+            counts = {"cropped": result["cropped"], "in windows": result.get("windowed", 0)}
+            lines.append(line + "".join(f" ({count} {what})" for what, count in counts.items() if count))
     return lines
 
 

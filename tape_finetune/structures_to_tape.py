@@ -14,7 +14,7 @@ from typing import Any
 from megatron_plm.arguments import ArgumentParser
 from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_file, write_errors_told
-from megatron_plm.invocation import command_line
+from megatron_plm.invocation import typeable
 from tape_finetune.dssp import SS3_OF_SS8
 from tape_finetune.progress import track
 from tape_finetune.structure_splits import assign_splits, parse_splits
@@ -73,10 +73,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"wrote {path}: {len(records)} proteins, {num_residues:,} residues")
     if {"train", "valid"} <= splits.keys():
         task = "contact_prediction" if arguments.task == "contact_prediction" else "secondary_structure"
-        command = command_line("tape-train", ["onehot", task, "--data_dir", arguments.output_dir])
+        command = typeable("tape-train", ["onehot", task, "--data_dir", arguments.output_dir])
     else:
         # Without both there is nothing to train on; a model from elsewhere can be scored with --data_dir.
-        command = command_line("tape-eval", ["--help"])
+        command = typeable("tape-eval", ["--help"])
     print(f"next: {command}")
     return 0
 

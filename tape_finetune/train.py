@@ -12,8 +12,8 @@ from torch import nn
 
 from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_directory
-from megatron_plm.invocation import command_line
-from megatron_plm.memory import keep_freed_memory
+from megatron_plm.invocation import command_line, typeable
+from megatron_plm.memory import keep_freed_memory, peak_memory
 from megatron_plm.parallel.mesh import World, check_devices, joined_world, local_rank, told_once
 from tape_finetune import runs
 from tape_finetune.base_model import BaseModel
@@ -75,7 +75,7 @@ def _train(arguments: argparse.Namespace, directory: Path, world: World, argv: S
     start = time.monotonic()
     task = TASKS[arguments.task].from_arguments(arguments)
     base = build_base(arguments.base_model, arguments.from_pretrained, arguments.seed)
-    max_length = _max_length(arguments.max_length, base)
+    max_length = _max_length(arguments, base)
     splits = _load_splits(task, arguments, max_length)  # before the head, which may have an output for each class
     task.learn(splits["train"])
     run = _build_run(task, base, max_length, arguments, world.size)
@@ -108,7 +108,9 @@ def _train(arguments: argparse.Namespace, directory: Path, world: World, argv: S
         "note": arguments.note,
         "num_processes": world.size,
         "device": world.device.type,
+        "peak_memory": peak_memory(),
         "peak_gpu_memory": torch.cuda.max_memory_allocated(world.device) if world.device.type == "cuda" else None,
+        "train": runs.split_facts(splits["train"]),
         "splits": scored,
         "epochs": [asdict(epoch) for epoch in trained.epochs],
     }
@@ -141,7 +143,8 @@ def _load_splits(task: Task, arguments: argparse.Namespace, max_length: int | No
     files = task.files(arguments.data_dir)
     names = ("train", "valid", *task.test_splits(files))
     chosen = {name: choose_file(files, name, f"{task.name} data") for name in names}
-    splits = {name: task.load(name, path, max_length) for name, path in chosen.items()}
+    windows = arguments.long_proteins == "window"
+    splits = {name: task.load(name, path, max_length, windows=windows) for name, path in chosen.items()}
     check_distinct(splits.values())
     return splits
 
@@ -166,14 +169,18 @@ def _build_run(
         data_dir=arguments.data_dir,
         seed=arguments.seed,
         compat=arguments.compat,
+        windows=arguments.long_proteins == "window",
     )
 
 
-def _max_length(given: int | None, base: BaseModel) -> int | None:
-    """Residues beyond which proteins are cropped; UserError if the model could not take as many as were given."""
-    longest = base.max_residues
+def _max_length(arguments: argparse.Namespace, base: BaseModel) -> int | None:
+    """Residues beyond which proteins are cropped, or the size of windows; UserError if the model could not take as many
+    as were given, or there is no limit for --long_proteins."""
+    given, longest = arguments.max_length, base.max_residues
     if given is not None and longest is not None and given > longest:
         raise UserError(f"--max_length {given}: the model has learned positions for {longest} residues; give no more")
+    if given is None and longest is None and arguments.long_proteins == "window":
+        raise UserError("--long_proteins window: this model takes proteins of any length; give --max_length too")
     return longest if given is None else given
 
 
@@ -256,4 +263,4 @@ def _label(arguments: argparse.Namespace) -> str:
 
 
 def _eval_command(arguments: argparse.Namespace, directory: Path, split: str) -> str:
-    return command_line("tape-eval", [arguments.base_model, arguments.task, directory, "--split", split])
+    return typeable("tape-eval", [arguments.base_model, arguments.task, directory, "--split", split])

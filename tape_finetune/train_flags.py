@@ -36,6 +36,7 @@ def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.head not in heads:
         known = ", ".join(heads) + suggestion(arguments.head, heads)
         raise UserError(f"--head {arguments.head}: the heads of {arguments.task} are {known}")
+    _check_windows(arguments)
     return arguments
 
 
@@ -64,6 +65,8 @@ def build_parser() -> ArgumentParser:
     add_flag(group, "freeze", action="store_true", help="train the head only, on features that are made once")
     add_flag(group, "head", metavar="NAME", help=f"{heads} (default: the first)")
     add_flag(group, "max_length", type=positive, metavar="N", help="crop longer proteins to N residues")
+    text = "what to do with longer ones: window, for tasks on residues, reads them N at a time (default: crop)"
+    add_flag(group, "long_proteins", choices=["crop", "window"], default="crop", help=text)
 
     group = parser.add_argument_group("training")
     sizes = ", ".join(f"{name} {task.batch_size}" for name, task in TASKS.items())
@@ -166,6 +169,14 @@ def _check_efficient(arguments: argparse.Namespace) -> None:
         raise UserError("--export_encoder: is for the base model transformer, whose language model goes with it")
     if arguments.compat == "tape" and world_size() > 1:
         raise UserError("--compat tape: the fault is of TAPE in one process; start without torchrun")
+
+
+def _check_windows(arguments: argparse.Namespace) -> None:
+    """Raise UserError where features of single residues, which windows can be put together from, are not read."""
+    task = TASKS[arguments.task].of_kind(arguments.kind)
+    if arguments.long_proteins == "window" and (task.level != "residue" or arguments.head == "tape"):
+        what = f"--head {arguments.head}" if task.level == "residue" else f"the task {arguments.task}"
+        raise UserError(f"--long_proteins window: {what} does not read single residues; leave it out to crop")
 
 
 def _share(text: str) -> float:

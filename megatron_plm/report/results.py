@@ -1,12 +1,14 @@
 """Reading fine-tuning result directories and laying their scores out as the rows of tables."""
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from megatron_plm.errors import UserError
-from megatron_plm.report.schema import MaybeUndefined, read_object
+from megatron_plm.report.schema import MaybeUndefined, read_object, read_text
 
 _WAY_OUT = "give --results directories that tape_finetune/tape_train.py wrote, such as results/*"
 # the one task whose name doesn't say what was predicted: its data do
@@ -30,7 +32,9 @@ class Score:
 
 @dataclass(frozen=True)
 class SplitScores:
-    """One split's scores; `cropped` counts the proteins that were cut to the model's length.
+    """One split's scores; `cropped` counts the proteins that were cut to the model's length, `windowed` those that were
+    read in windows of it, `num_undefined` those without a label, `num_dropped` those that `--compat proteinlm` left out
+    and `num_in_train` those whose sequence was trained on (None is unknown).
 
     `file` is the name of the file that held the examples, `sha256` its content's.
     """
@@ -40,11 +44,28 @@ class SplitScores:
     file: str
     sha256: str
     metrics: dict[str, Score]
+    windowed: int = 0
+    num_undefined: int = 0
+    num_dropped: int = 0
+    num_in_train: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainSplit:
+    """What a model was trained on; the fields are those of `SplitScores`."""
+
+    num_examples: int
+    cropped: int
+    file: str
+    sha256: str
+    windowed: int = 0
+    num_undefined: int = 0
 
 
 @dataclass(frozen=True)
 class ResultFile:
-    """What the report needs of results.json: one fine-tuned model on one task, and the fine-tuning's wall time."""
+    """What the report needs of results.json: one fine-tuned model on one task, with the fine-tuning's wall time and the
+    most memory that it had, in bytes, of the process and of the GPU; None is unknown, or no GPU."""
 
     task: str
     base_model: str
@@ -57,11 +78,17 @@ class ResultFile:
     primary_metric: str
     note: str | None
     splits: dict[str, SplitScores]
+    train: TrainSplit | None = None
+    peak_memory: int | None = None
+    peak_gpu_memory: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result(ResultFile):
-    """A result with its directory, and the name of its data: their folder as the user typed it, or the files' names."""
+    """A result with its directory, and the name of its data: their folder as the user typed it, or the files' names.
+
+    `task` says what was predicted where one name stands for several things: "csv (charge, regression)".
+    """
 
     directory: str
     data: str
@@ -150,7 +177,7 @@ class Task:
 
 
 def read_result(directory: Path) -> Result:
-    """Read DIRECTORY/results.json, and the data's folder from run.json if that is there.
+    """Read DIRECTORY/results.json, and the data's folder and what was predicted from run.json if that is there.
 
     Raises UserError naming the file and key that is missing or wrong.
     """
@@ -160,9 +187,31 @@ def read_result(directory: Path) -> Result:
         raise UserError(f"{path}: 'splits' is empty; run tape_finetune/tape_eval.py on a split first")
     data_dir = read_object(_RunFile, run_path, _WAY_OUT).data_dir if run_path.exists() else None
     data = data_dir if data_dir is not None else _file_names(content)
+    variant = _variant(content.task, _task_state(run_path)) if run_path.exists() else ""
     result = Result(**vars(content), directory=str(directory), data=data)
+    result = replace(result, task=f"{result.task} ({variant})") if variant else result
     _check(result, path)
     return result
+
+
+def _task_state(run_path: Path) -> Mapping[str, Any]:
+    """What run.json, a JSON object, says of its task; empty where it says nothing."""
+    task = json.loads(read_text(run_path, _WAY_OUT)).get("task")
+    state = task.get("state") if isinstance(task, dict) else None
+    return state if isinstance(state, dict) else {}
+
+
+def _variant(task: str, state: Mapping[str, Any]) -> str:
+    """What a run of the task predicts; empty where the name says it, or nothing does."""
+    if not state:
+        return ""
+    if task == _CSV_TASK:
+        return f"{state.get('label_column')}, {state.get('kind')}"
+    if task == "localization":
+        return str(state.get("kind", ""))
+    classes = state.get("classes")
+    # TAPE's published values are of three.
+    return f"{len(classes)} classes" if task == "secondary_structure" and classes and len(classes) != 3 else ""
 
 
 def _check(result: Result, path: Path) -> None:
@@ -232,7 +281,7 @@ def _titles(name: str, groups: Sequence[Sequence[Result]]) -> list[str]:
         f"{folder} (sha256 {', '.join(scores.sha256[:8] for scores in result.splits.values())})"
         for folder, result in zip(folders, shown, strict=True)
     ]
-    for titles in (folders, files) if name == _CSV_TASK else (plain, folders, files):
+    for titles in (folders, files) if name.split(" ")[0] == _CSV_TASK else (plain, folders, files):
         if len(set(titles)) == len(titles):
             return titles
     return contents

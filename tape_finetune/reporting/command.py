@@ -8,13 +8,14 @@ from pathlib import Path
 from megatron_plm.arguments import ArgumentParser
 from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_directory
-from megatron_plm.invocation import command_line
+from megatron_plm.invocation import typeable
 from megatron_plm.report.command import require_drawing_packages
+from megatron_plm.report.results import read_result
 from tape_finetune.flags import add_flag
 from tape_finetune.progress import say, track
 from tape_finetune.reporting.bars import bar_plot
 from tape_finetune.reporting.detail import detail_plot
-from tape_finetune.reporting.groups import TaskScores, group, read_run, warnings
+from tape_finetune.reporting.groups import TaskScores, group, warnings
 from tape_finetune.reporting.pages import Section, document, html, markdown, overview
 from tape_finetune.reporting.saved import find_saved
 from tape_finetune.runs import write_json
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     output: Path = arguments.output
     _check_target(output, force=arguments.force)
     require_drawing_packages()
-    tasks = group([read_run(directory) for directory in arguments.results])
+    tasks = group([read_result(directory) for directory in arguments.results])
     sections = [_section(number, task) for number, task in track(list(enumerate(tasks, start=1)), "drawing")]
     with atomic_directory(output, force=arguments.force) as aside:
         (aside / _PLOTS).mkdir()
@@ -82,13 +83,11 @@ def _section(number: int, task: TaskScores) -> Section:
             task.headline[0],
             "--save_predictions",
         ]
-        remarks.append(
-            f"No predictions were saved, so none are drawn. This saves some: {command_line('tape-eval', flags)}"
-        )
+        remarks.append(f"No predictions were saved, so none are drawn. This saves some: {typeable('tape-eval', flags)}")
     else:
         plot = detail_plot(task, saved)
         if plot is None:
-            remarks.append("The saved predictions are not drawn: there are too many classes, or no contact.")
+            remarks.append("The saved predictions are not drawn: they hold no contact.")
         else:
             plots.append(plot)
     # Two titles may differ in no more than what a file's name leaves out.

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_CLASSES = 20  # of a matrix that can still be read
+_MOST_CLASSES = 20  # of a matrix whose numbers can still be read
 _NUM_MAPS = 3
 
 
 def detail_plot(task: TaskScores, saved: Saved) -> Plot | None:
-    """The plot that fits what is predicted; None where there is none, as of hundreds of classes."""
+    """The plot that fits what is predicted; None where there is none, as of proteins without a contact."""
     kinds: dict[str, Callable[[TaskScores, Saved], Plot | None]] = {
         "value": _scatter,
         "label": _confusion,
@@ -66,11 +66,11 @@ def _scatter(task: TaskScores, saved: Saved) -> Plot:
     return render(name, title, alt, (5.2, 4.6), draw, "Each dot is a protein; on the dashed line prediction is truth.")
 
 
-def _confusion(task: TaskScores, saved: Saved) -> Plot | None:
+def _confusion(task: TaskScores, saved: Saved) -> Plot:
     counts = Counter(saved.pairs())
     classes = _class_order({name for pair in counts for name in pair})
     if len(classes) > _MOST_CLASSES:
-        return None
+        return _large_confusion(task, saved, counts, classes)
     totals = {true: sum(counts[true, other] for other in classes) for true in classes}
     share = [[counts[true, other] / max(1, totals[true]) for other in classes] for true in classes]
     name, title = _named(task, saved, "confusion")
@@ -96,6 +96,39 @@ def _confusion(task: TaskScores, saved: Saved) -> Plot | None:
     alt = "; ".join(f"of {true}, {100 * share[row][row]:.0f} % right" for row, true in enumerate(classes))
     caption = f"Per cent of the {unit} of each true class, whose number stands in brackets; rows add up to 100."
     return render(name, title, f"{alt}.", (side + 2.2, side + 1.3), draw, caption)
+
+
+def _large_confusion(task: TaskScores, saved: Saved, counts: Counter[tuple[str, str]], classes: list[str]) -> Plot:
+    """The matrix of hundreds of classes: a dot for each pair of true and predicted that occurs."""
+    place = {name: index for index, name in enumerate(classes, start=1)}
+    number_of = sum(counts.values())
+    hits = {pair: count for pair, count in counts.items() if pair[0] == pair[1]}
+    misses = {pair: count for pair, count in counts.items() if pair[0] != pair[1]}
+    share = sum(hits.values()) / number_of
+    favourites: Counter[str] = Counter()
+    for (_, predicted), count in counts.items():
+        favourites[predicted] += count
+    most = ", ".join(f"{label} ({count:,})" for label, count in favourites.most_common(3))
+    unit = "residues" if saved.kind == "residues" else "proteins"
+    name, title = _named(task, saved, "confusion")
+
+    def draw(figure: "Figure", theme: Theme) -> None:
+        axes = figure.subplots()
+        for pairs, colour in ((misses, theme.second), (hits, theme.first)):
+            x, y = [place[predicted] for _, predicted in pairs], [place[true] for true, _ in pairs]
+            axes.scatter(x, y, s=[5.0 * count for count in pairs.values()], color=colour, alpha=0.7, linewidths=0)
+        axes.set_xlim(0, len(classes) + 1)
+        axes.set_ylim(len(classes) + 1, 0)
+        axes.set_aspect("equal")
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+
+    alt = f"{number_of:,} {unit} of {len(classes):,} classes, {100 * share:.0f} % right; predicted most often: {most}."
+    caption = (
+        f"The {len(classes):,} classes that are true or predicted here, in their order on both axes; the area of a dot "
+        f"is the number of {unit}, blue where prediction is truth. Predicted most often: {most}."
+    )
+    return render(name, title, alt, (5.6, 5.6), draw, caption)
 
 
 def _per_class(task: TaskScores, saved: Saved) -> Plot:

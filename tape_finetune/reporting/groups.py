@@ -2,10 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from megatron_plm.errors import UserError
 from megatron_plm.report.results import (
@@ -15,12 +13,11 @@ from megatron_plm.report.results import (
     Result,
     Score,
     SplitScores,
+    TrainSplit,
     group_by_data,
     rank,
-    read_result,
 )
 from tape_finetune.reporting.published import HEADLINES, PUBLISHED, Headline, Published
-from tape_finetune.runs import RUN_FILE, read_json
 
 
 @dataclass(frozen=True)
@@ -71,6 +68,16 @@ class Model:
         return statistics.fmean(run.seconds for run in self.runs)
 
     @property
+    def memory(self) -> int | None:
+        """The most bytes that a training had: of the GPU where there was one, else of the process. None is unknown."""
+        found = [run.peak_gpu_memory or run.peak_memory for run in self.runs]
+        return max((peak for peak in found if peak is not None), default=None)
+
+    @property
+    def is_on_gpu(self) -> bool:
+        return any(run.peak_gpu_memory for run in self.runs)
+
+    @property
     def notes(self) -> list[str]:
         return list(dict.fromkeys(run.note for run in self.runs if run.note))
 
@@ -102,6 +109,11 @@ class TaskScores:
             for split, scores in run.splits.items():
                 found.setdefault(split, scores)
         return dict(sorted(found.items(), key=lambda item: rank(item[0], SPLIT_ORDER)))
+
+    @property
+    def train_splits(self) -> list[TrainSplit]:
+        """What was trained on; several where models differ in it, none where no run says so."""
+        return list(dict.fromkeys(run.train for run in self._runs() if run.train is not None))
 
     @property
     def test_splits(self) -> list[str]:
@@ -149,34 +161,11 @@ class TaskScores:
         return [run for model in self.models for run in model.runs]
 
 
-def read_run(directory: Path) -> Result:
-    """The result of a run directory; `task` tells what was predicted where one name stands for several things.
-
-    Raises UserError naming the file and key at fault.
-    """
-    result = read_result(directory)
-    path = directory / RUN_FILE
-    task = read_json(path).get("task") if path.exists() else None
-    state = task.get("state") if isinstance(task, dict) else None
-    variant = _variant(result.task, state) if isinstance(state, dict) else ""
-    return replace(result, task=f"{result.task} ({variant})") if variant else result
-
-
-def _variant(task: str, state: Mapping[str, Any]) -> str:
-    """What a run of the task predicts; empty where the name says it."""
-    if task == "csv":
-        return f"{state.get('label_column')}, {state.get('kind')}"
-    if task == "localization":
-        return str(state.get("kind", ""))
-    classes = state.get("classes")
-    # TAPE's published values are of three.
-    return f"{len(classes)} classes" if task == "secondary_structure" and classes and len(classes) != 3 else ""
-
-
 def group(results: Sequence[Result]) -> list[TaskScores]:
     """One entry a task and set of data, TAPE's tasks first; runs whose splits differ in content are never in one.
 
-    Raises UserError where two runs of one label have the same seed, or differ in their number of parameters.
+    Raises UserError where two runs of one label have the same seed, or differ in their number of parameters, their
+    training split or their primary metric.
     """
     tasks = [TaskScores(name, title, _models(title, runs)) for name, title, runs in group_by_data(results)]
     return sorted(tasks, key=lambda task: rank(task.name, tuple(HEADLINES)))
@@ -224,6 +213,8 @@ def _check_alike(title: str, label: str, first: Result, second: Result) -> None:
         differs = f"have the same seed {first.seed}"
     elif first.base_model != second.base_model or first.num_trained_parameters != second.num_trained_parameters:
         differs = "train different models"
+    elif first.train and second.train and first.train.sha256 != second.train.sha256:
+        differs = "were trained on different proteins"
     elif first.primary_metric != second.primary_metric:
         differs = f"are judged by {first.primary_metric} and {second.primary_metric}"
     if differs:

@@ -10,7 +10,7 @@ from megatron_plm import __version__
 from megatron_plm.report.page import page_template
 from megatron_plm.report.theme import Plot
 from megatron_plm.report.wording import number
-from tape_finetune.reporting.groups import Cell, TaskScores, warnings
+from tape_finetune.reporting.groups import Cell, Model, TaskScores, warnings
 from tape_finetune.reporting.published import HEADLINES, NOTE, PROTEINLM, PUBLISHED, TAPE
 
 _MISSING = "–"
@@ -72,7 +72,7 @@ def overview(tasks: Sequence[TaskScores]) -> Table:
 def task_table(task: TaskScores) -> Table:
     """The primary metric of every model on every split."""
     metric = task.headline[1]
-    columns = ("model", "seeds", *task.splits, "parameters trained", "seconds a run")
+    columns = ("model", "seeds", *task.splits, "parameters trained", "seconds a run", "peak memory")
     rows = [
         (
             model.label + "".join(f" ({note})" for note in model.notes),
@@ -80,6 +80,7 @@ def task_table(task: TaskScores) -> Table:
             *(shown(model.cell(split, metric)) for split in task.splits),
             f"{model.runs[0].num_trained_parameters:,}",
             number(model.seconds, 1),
+            _memory(model),
         )
         for model in task.models
     ]
@@ -97,15 +98,23 @@ def metrics_table(task: TaskScores) -> Table:
 
 
 def splits_table(task: TaskScores) -> Table:
-    """What the splits are, with their checksums."""
+    """What the splits are, what was done to their proteins, and their checksums."""
     headline = task.published_as
     rows = []
+    for train in task.train_splits:
+        counts = (train.cropped, train.windowed, 0, train.num_undefined)
+        shown_counts = (f"{train.num_examples:,}", _MISSING, *(f"{count:,}" for count in counts), _MISSING)
+        rows.append(("train", train.file, *shown_counts, train.sha256))
     for split, scores in task.splits.items():
+        if split == "train" and task.train_splits:
+            continue
         original = f"{headline.num_examples:,}" if headline is not None and split == headline.split else _MISSING
-        cells = (split, scores.file, f"{scores.num_examples:,}", original, f"{scores.cropped:,}", scores.sha256)
-        rows.append(cells)
-    columns = ("split", "file", "proteins", "in the original split", "cropped", "sha256")
-    return Table("Splits", columns, tuple(rows))
+        counts = (scores.cropped, scores.windowed, scores.num_dropped, scores.num_undefined)
+        in_train = _MISSING if scores.num_in_train is None else f"{scores.num_in_train:,}"
+        shown_counts = (f"{scores.num_examples:,}", original, *(f"{count:,}" for count in counts), in_train)
+        rows.append((split, scores.file, *shown_counts, scores.sha256))
+    counted = ("cropped", "in windows", "left out", "without a label", "also in train")
+    return Table("Splits", ("split", "file", "proteins", "in the original split", *counted, "sha256"), tuple(rows))
 
 
 def sources(tasks: Sequence[TaskScores]) -> list[str]:
@@ -186,12 +195,10 @@ def _task_document(task: TaskScores) -> dict[str, Any]:
         "task": task.name,
         "title": task.title,
         "headline": {"split": split, "metric": metric, "has_published_values": task.published_as is not None},
+        "train": [asdict(train) for train in task.train_splits],
         "splits": {
             name: {
-                "file": scores.file,
-                "sha256": scores.sha256,
-                "num_examples": scores.num_examples,
-                "cropped": scores.cropped,
+                **{key: value for key, value in asdict(scores).items() if key != "metrics"},
                 "ranks": task.ranks(name),
             }
             for name, scores in task.splits.items()
@@ -202,6 +209,8 @@ def _task_document(task: TaskScores) -> dict[str, Any]:
                 "base_model": model.base_model,
                 "num_trained_parameters": model.runs[0].num_trained_parameters,
                 "seconds": model.seconds,
+                "peak_memory": model.memory,
+                "peak_memory_of": "GPU" if model.is_on_gpu else "process",
                 "notes": model.notes,
                 "runs": [{"directory": run.directory, "seed": run.seed, "command": run.command} for run in model.runs],
                 "scores": {
@@ -216,6 +225,13 @@ def _task_document(task: TaskScores) -> dict[str, Any]:
             for model in task.models
         ],
     }
+
+
+def _memory(model: Model) -> str:
+    """The most memory of a training, with what had it."""
+    if model.memory is None:
+        return _MISSING
+    return f"{model.memory / 1e6:,.0f} MB" + (" (GPU)" if model.is_on_gpu else "")
 
 
 def _cell_document(cell: Cell) -> dict[str, Any]:

@@ -86,11 +86,12 @@ class Task(ABC):
         """The splits that are scored once, at the end of training."""
         return [split for split in files if split not in ("train", "valid")]
 
-    def load(self, split: str, path: Path, max_length: int | None) -> Split:
-        """Read, crop and check a split; raises UserError naming the file, and the record at fault."""
+    def load(self, split: str, path: Path, max_length: int | None, *, windows: bool = False) -> Split:
+        """Read and check a split, and crop what is longer than `max_length`, or with `windows` mark it as to be read in
+        such. Raises UserError naming the file, and the record at fault."""
         read = list(self.read(path))
         kept = [example for example in read if not self._drops(split, example)]
-        examples = tuple(example.crop(max_length) for example in kept)
+        examples = tuple(example.fit(max_length, windows=windows) for example in kept)
         if not examples:
             raise UserError(f"{path}: the split {split!r} holds no record; give a file with labelled proteins")
         num_undefined = sum(not self.num_labels(example) for example in examples)

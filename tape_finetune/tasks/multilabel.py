@@ -77,10 +77,17 @@ class MultiLabel(ClassTask):
 
     def metrics(self, observations: Observations) -> dict[str, metrics.Metric]:
         """`accuracy` is the share of proteins with exactly the true classes, `jaccard` the mean of |true ∩ predicted| /
-        |true ∪ predicted|, `mcc` the mean of the classes' own."""
+        |true ∪ predicted|. `macro_f1` and `mcc` are means over the classes that some protein of the split has and some
+        other lacks; of the others, for which a correlation says nothing, it is NaN."""
         truth_nC, predicted_nC = observations["truth"], observations["predicted"]
         hits_nC, either_nC = truth_nC & predicted_nC, truth_nC | predicted_nC
-        counts = {"hits_nC": hits_nC, "true_nC": truth_nC, "predicted_nC": predicted_nC}
+        num_true_C = truth_nC.sum(0)
+        varies_C = (num_true_C > 0) & (num_true_C < len(truth_nC))
+        of_varying = {
+            "hits_nC": hits_nC[:, varies_C],
+            "true_nC": truth_nC[:, varies_C],
+            "predicted_nC": predicted_nC[:, varies_C],
+        }
         of_class: list[metrics.Metric] = [
             partial(
                 metrics.matthews_correlation,
@@ -88,17 +95,20 @@ class MultiLabel(ClassTask):
                 predicted_n=predicted_n.astype(int),
                 num_classes=2,
             )
-            for truth_n, predicted_n in zip(truth_nC.T, predicted_nC.T, strict=True)
+            if varies
+            else metrics.undefined
+            for truth_n, predicted_n, varies in zip(truth_nC.T, predicted_nC.T, varies_C, strict=True)
         ]
+        compared = [metric for metric, varies in zip(of_class, varies_C, strict=True) if varies]
         twice_hits, both = 2 * hits_nC.sum(1), truth_nC.sum(1) + predicted_nC.sum(1)
         table: dict[str, metrics.Metric] = {
             "micro_f1": partial(metrics.ratio, numerator_n=twice_hits, denominator_n=both),
             "macro_f1": partial(
-                metrics.macro_f1_of_counts, **{name: flags.astype(int) for name, flags in counts.items()}
+                metrics.macro_f1_of_counts, **{name: flags.astype(int) for name, flags in of_varying.items()}
             ),
             "accuracy": partial(metrics.mean, values_n=(truth_nC == predicted_nC).all(1).astype(np.float64)),
             "jaccard": partial(metrics.mean, values_n=hits_nC.sum(1) / np.maximum(either_nC.sum(1), 1)),
-            "mcc": partial(metrics.mean_of, of=of_class),
+            "mcc": partial(metrics.mean_of, of=compared) if compared else metrics.undefined,
         }
         return table | dict(zip(map(_mcc_name, self.classes), of_class, strict=True))
 

@@ -26,7 +26,7 @@ def result_directories(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def page(run_directory: Path, result_directories: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of the realistic run and results."""
     output = tmp_path_factory.mktemp("report") / "new" / "report.html"
-    main(arguments(run_directory, result_directories, output))
+    main(report_sample.arguments(run_directory, result_directories, output))
     return output
 
 
@@ -34,12 +34,6 @@ def page(run_directory: Path, result_directories: list[Path], tmp_path_factory: 
 def parsed(page: Path) -> Page:
     """The same page, parsed."""
     return Page(page.read_text(encoding="utf-8"))
-
-
-def arguments(run: Path, results: list[Path], output: Path) -> list[str]:
-    """Return the command line of a report."""
-    flags = ["--pretraining", str(run), "--output", str(output)]
-    return [*flags, "--results", *map(str, results)] if results else flags
 
 
 @pytest.fixture
@@ -50,7 +44,7 @@ def report(tmp_path: Path) -> Callable[..., str]:
         run = report_sample.write_run(tmp_path / "run", records)
         directories = report_sample.write_results(tmp_path / "results", results or [])
         output = tmp_path / "report.html"
-        main([*arguments(run, directories, output), *more])
+        main([*report_sample.arguments(run, directories, output), *more])
         return output.read_text(encoding="utf-8")
 
     return make

@@ -193,3 +193,9 @@ def write_results(parent: Path, results: Sequence[dict], data_dir: str | None = 
             (directory / "run.json").write_text(json.dumps({"data_dir": data_dir, "seed": 1}), encoding="utf-8")
         directories.append(directory)
     return directories
+
+
+def arguments(run: Path, results: list[Path], output: Path) -> list[str]:
+    """Return the command line of a report."""
+    flags = ["--pretraining", str(run), "--output", str(output)]
+    return [*flags, "--results", *map(str, results)] if results else flags

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import report_sample as sample
-from conftest import arguments
 
 from megatron_plm.errors import UserError
 from megatron_plm.report.command import main
@@ -49,7 +48,7 @@ def test_the_page_leads_from_sequences_to_scores(tmp_path: Path) -> None:
         sample.result(base_model="onehot", label="1h", command="tune 1h"),
     ]
     output = tmp_path / "report.html"
-    main(arguments(run, sample.write_results(tmp_path / "results", results), output))
+    main(sample.arguments(run, sample.write_results(tmp_path / "results", results), output))
     page = html.unescape(output.read_text(encoding="utf-8"))
     shown = re.findall(r"<li><p>(.*?)</p><pre><code>(.*?)</code></pre>", page)
     assert [line for _, line in shown] == [

@@ -48,6 +48,48 @@ def test_row_holds_nothing_but_the_proteins_with_their_ends_and_a_cut_end_has_no
     assert TOKENIZER.decode(packed.tokens[0, packed.residue_index].tolist()) == "MKVACG"
 
 
+def test_a_protein_in_windows_has_one_row_for_each_residue_from_where_it_is_farthest_from_a_cut():
+    rng = np.random.default_rng(0)
+    proteins = [_example(sequence(rng, n)).fit(12, windows=True) for n in (30, 12, 5, 71)]
+    assert [protein.window for protein in proteins] == [12, None, None, 12]
+    packed = pack(proteins, TOKENIZER)
+    assert packed.lengths == (30, 12, 5, 71)
+    whole = "".join(protein.sequence for protein in proteins)
+    assert TOKENIZER.decode(packed.tokens[0, packed.residue_index].tolist()) == whole
+    assert packed.cu_seqlens.diff().max() == 14  # as many tokens as a protein of 12 residues has
+    stretches = packed.tokens[0].split(packed.cu_seqlens.diff().tolist())
+    model = _encoder()
+    with torch.no_grad():
+        alone = [_of_stretch(model, stretch) for stretch in stretches]
+        together = model(packed)[packed.residue_index]
+    # By brute force: every token of a protein in every stretch that has it, and the one with the most on either side.
+    stretch = 0
+    for protein, features in zip(proteins, together.split(list(packed.lengths)), strict=True):
+        tokens = [TOKENIZER.cls_id, *TOKENIZER.encode(protein.sequence).tolist(), TOKENIZER.eos_id]
+        found: dict[int, list[tuple[float, int, int]]] = {}
+        start = -1
+        while True:
+            held = stretches[stretch].tolist()
+            start = next(at for at in range(start + 1, len(tokens)) if tokens[at : at + len(held)] == held)
+            for at in range(start, start + len(held)):
+                before = at - start if start else np.inf
+                after = start + len(held) - 1 - at if start + len(held) < len(tokens) else np.inf
+                found.setdefault(at, []).append((min(before, after), -stretch, at - start))
+            stretch += 1
+            if start + len(held) == len(tokens):
+                break
+        for residue, row in enumerate(features, start=1):
+            _, number, at = max(found[residue])
+            torch.testing.assert_close(row, alone[-number][at], rtol=1e-5, atol=1e-5)
+    assert stretch == len(stretches)
+
+
+def _of_stretch(model: EncoderModel, tokens: torch.Tensor) -> torch.Tensor:
+    size = len(tokens)
+    ends = torch.tensor([0, size], dtype=torch.int32)
+    return model.encoder(tokens[None], torch.arange(size)[None], torch.ones(1, size, dtype=torch.int64), ends, None)[0]
+
+
 def test_an_epoch_holds_every_example_once_in_an_order_of_its_own():
     def order(seed: int, epoch: int) -> list[int]:
         batches = list(shuffled_batches(53, 8, seed=seed, epoch=epoch))

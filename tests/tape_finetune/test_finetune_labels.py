@@ -126,6 +126,26 @@ def test_metrics_of_several_labels_are_scikit_learns():
     assert values["mcc_endoplasmic_reticulum"] == pytest.approx(mcc[6])
 
 
+def test_places_that_no_protein_of_a_split_has_are_in_no_mean_over_places():
+    # As in the human set of DeepLoc 2, which has neither plastids nor proteins outside of cells.
+    rng = np.random.default_rng(2)
+    truth = rng.random((60, 10)) < 0.3
+    truth[:, [2, 5]] = False
+    outputs = _random(60, 10, seed=3) + 1.5 * torch.from_numpy(truth).float()
+    outputs[:, 5] = -1.0  # not predicted either; the other one is, now and then
+    predicted = outputs.numpy() > 0
+    assert predicted[:, 2].any()
+    values = _values(_task("localization", kind="location"), outputs, _split(list(truth[:, None])).examples)
+    there = truth.any(0)
+    assert there.sum() == 8
+    assert values["macro_f1"] == pytest.approx(f1_score(truth[:, there], predicted[:, there], average="macro"))
+    mcc = [matthews_corrcoef(truth[:, c], predicted[:, c]) for c in np.flatnonzero(there)]
+    assert values["mcc"] == pytest.approx(np.mean(mcc))
+    assert np.isnan([values["mcc_extracellular"], values["mcc_plastid"]]).all()
+    # What is predicted wrongly counts where single predictions are counted.
+    assert values["micro_f1"] == pytest.approx(f1_score(truth, predicted, average="micro"))
+
+
 def test_top_five_of_the_folds_is_scikit_learns_and_a_constant_output_is_right_by_luck_alone():
     rng = np.random.default_rng(0)
     task, truth = _task("remote_homology"), rng.integers(1195, size=60)
