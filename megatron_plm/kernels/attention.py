@@ -114,13 +114,13 @@ def _address(x_TNH: Tensor) -> tuple[int, int, int]:
     return x_TNH.data_ptr(), x_TNH.stride(0), x_TNH.stride(1)
 
 
-def _forward_shapes(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+def _forward_shapes(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     T, N, _ = q.shape
     assert k.shape == v.shape == q.shape, "queries, keys and values of one shape"
     return torch.empty(q.shape, device=q.device), torch.empty((2, N, T), device=q.device)
 
 
-def _backward_shapes(dout: Tensor, q: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_shapes(_dout: Tensor, q: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty(q.shape, device=q.device) for _ in range(3))
     return dq, dk, dv
 

@@ -51,9 +51,8 @@ def ours(q, k, v, dout, lengths, causal=False):
 
 def largest_difference(found, expected):
     """Of the output and each gradient, in shares of its largest value."""
-    return [
-        float((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in zip(found, expected, strict=True)
-    ]
+    pairs = zip(found, expected, strict=True)
+    return [float((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs]
 
 
 @pytest.mark.parametrize("causal", [False, True])
