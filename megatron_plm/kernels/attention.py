@@ -115,7 +115,7 @@ def _address(x_TNH: Tensor) -> tuple[int, int, int]:
 
 
 def _forward_shapes(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    T, N, _ = q.shape
+    T, N = q.shape[:2]
     assert k.shape == v.shape == q.shape, "queries, keys and values of one shape"
     return torch.empty(q.shape, device=q.device), torch.empty((2, N, T), device=q.device)
 
