@@ -40,7 +40,7 @@ fuzz: $(VENV)/.test
 	$(PY) tests/fuzz/fuzz.py --seconds 300 --keep build/fuzz
 
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info megatron_plm/data/_native*.so
+	rm -rf $(VENV) $(DEMO) build *.egg-info megatron_plm/*/_*.so
 
 # --- installing ----------------------------------------------------------------------------------------------------
 # pip builds the extension in an environment of its own, which sees constraints only through these variables: older pips
@@ -57,7 +57,7 @@ install:
 
 # Our own environment has the versions of constraints.txt. torch goes first: whatever build of it pip chooses is kept.
 INSTALL_HERE = $(MAKE) install PYTHON=$(PY) CONSTRAINTS=constraints.txt
-$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/data/*)
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/data/* csrc/cpu/*)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing torch into $(VENV): a download of hundreds of MB for the CPU, of several GB with CUDA ..."

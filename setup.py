@@ -1,6 +1,7 @@
-"""Builds the CPU extension `megatron_plm.data._native`; everything else is declared in pyproject.toml.
+"""Builds the CPU extensions `megatron_plm.data._native` and `megatron_plm.kernels._cpu`.
 
-The CUDA kernels are never built here: a CPU-only torch cannot load them (see docs/architecture.md).
+Everything else is declared in pyproject.toml. The CUDA kernels are never built here: a CPU-only torch cannot load
+them (see docs/architecture.md).
 """
 
 from glob import glob
@@ -10,16 +11,24 @@ from setuptools import setup
 
 ParallelCompile().install()  # a file a core
 
+
+def extension(name: str, folder: str, *options: str) -> Pybind11Extension:
+    """The module of all sources of `folder`."""
+    return Pybind11Extension(
+        name,
+        sources=sorted(glob(f"{folder}/*.cpp")),
+        include_dirs=[folder],
+        depends=sorted(glob(f"{folder}/*.h")),
+        cxx_std=17,
+        extra_compile_args=["-O3", "-Wall", "-Wextra", *options],
+    )
+
+
 setup(
     ext_modules=[
-        Pybind11Extension(
-            "megatron_plm.data._native",
-            sources=sorted(glob("csrc/data/*.cpp")),
-            include_dirs=["csrc/data"],
-            depends=sorted(glob("csrc/data/*.h")),
-            cxx_std=17,
-            extra_compile_args=["-O3", "-Wall", "-Wextra"],
-        )
+        extension("megatron_plm.data._native", "csrc/data"),
+        # A product and a sum may be one instruction.
+        extension("megatron_plm.kernels._cpu", "csrc/cpu", "-ffp-contract=fast"),
     ],
     cmdclass={"build_ext": build_ext},
 )

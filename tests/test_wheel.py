@@ -52,12 +52,13 @@ def run(unpacked: Path, *argv: str) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-def test_it_holds_every_module_the_page_and_the_compiled_parser(unpacked: Path) -> None:
+def test_it_holds_every_module_the_page_and_what_is_compiled(unpacked: Path) -> None:
     held = {path.relative_to(unpacked) for path in unpacked.rglob("*") if path.is_file()}
     packages = {name for name in tracked_files() if name.parts[0] in ("megatron_plm", "tape_finetune")}
     assert {name for name in packages if name.suffix in (".py", ".html")} <= held
     assert Path("megatron_plm/report/page.html") in held
-    assert len([name for name in held if name.match("megatron_plm/data/_native*.so")]) == 1
+    for extension in ("megatron_plm/data/_native*.so", "megatron_plm/kernels/_cpu*.so"):
+        assert len([name for name in held if name.match(extension)]) == 1
     assert {name.parts[0] for name in held if not name.parts[0].endswith(".dist-info")} == {
         "megatron_plm",
         "tape_finetune",

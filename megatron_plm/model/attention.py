@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megatron_plm.kernels.attention import cpu_attention, cpu_attention_path, has_cpu_attention
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -17,15 +19,16 @@ class Sequences:
 
     cu_seqlens: Tensor  # int32 [number of sequences + 1], from 0 to T; empty sequences are allowed
     max_length: int
-    lengths: tuple[int, ...]  # of the sequences that are not empty; none where flash attention is used
-    flash: bool  # whether attention is one call for all
+    lengths: tuple[int, ...]  # of the sequences that are not empty; none where attention is one call for all
+    flash: bool  # whether it is
 
     @staticmethod
     def from_cu_seqlens(
         cu_seqlens: Tensor, max_length: int, dtype: torch.dtype, *, dropout: bool = False
     ) -> "Sequences":
         """Read the lengths where attention over `dtype` needs them; on a GPU, that makes the host wait."""
-        if _has_flash_attention(cu_seqlens.device, dtype) and not dropout:
+        has_one_call = has_cpu_attention(cu_seqlens.device, dtype) or _has_flash_attention(cu_seqlens.device, dtype)
+        if has_one_call and not dropout:
             return Sequences(cu_seqlens, max_length, (), flash=True)
         return Sequences(cu_seqlens, max_length, tuple(n for n in cu_seqlens.diff().tolist() if n), flash=False)
 
@@ -33,9 +36,11 @@ class Sequences:
 def attention_path(device: torch.device, dtype: torch.dtype, *, dropout: bool = False) -> str:
     """In words, how attention over `dtype` is computed on `device` in training, and why not faster."""
     if dropout:
-        return "protein by protein (torch's variable-length attention has no dropout: --attention-dropout 0 is faster)"
+        return "protein by protein (attention of all at once has no dropout: --attention-dropout 0 is faster)"
     if _has_flash_attention(device, dtype):
         return "flash, all proteins at once"
+    if device.type == "cpu" and dtype == torch.float32:
+        return cpu_attention_path()
     slower = f" (flash attention takes no {str(dtype).removeprefix('torch.')}: --bf16 is faster)"
     return "fused kernel, protein by protein" + (slower if device.type == "cuda" else "")
 
@@ -70,10 +75,13 @@ def packed_attention(
     `dropout` of the attention weights draws from torch's generator: nothing but a kernel sees them.
 
     On a GPU all sequences are one call of variable-length flash attention, which torch has for 16-bit numbers
-    only, and without dropout. In fp32, and on the CPU, each sequence is one call of the fused kernel.
+    only, and on the CPU, in fp32, one of our own kernel; both without dropout. Else each sequence is one call of
+    torch's fused kernel.
     """
     if sequences.flash:
-        assert not dropout, "torch's variable-length attention has no dropout"
+        assert not dropout, "attention of all sequences at once has no dropout"
+        if q_TNH.device.type == "cpu":
+            return cpu_attention(q_TNH, k_TNH, v_TNH, sequences.cu_seqlens, causal=causal)
         # Imported here: the module exists only in builds of torch that have the CUDA kernel.
         from torch.nn.attention.varlen import varlen_attn
 

@@ -147,6 +147,7 @@ def _dear_ops() -> list[torch._ops.OpOverload]:
         (aten, "_scaled_dot_product_cudnn_attention"),
         (torch.ops.torch_attn, "_varlen_attn"),
         (torch.ops.mkldnn, "_linear_pointwise"),
+        (torch.ops.megatron_plm, "packed_attention"),
         (torch.ops._c10d_functional, "all_gather_into_tensor"),
         (torch.ops._c10d_functional, "reduce_scatter_tensor"),
         (torch.ops._c10d_functional, "all_reduce"),

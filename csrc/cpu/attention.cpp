@@ -1,0 +1,105 @@
+#include "attention.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "threads.h"
+
+namespace megatron_plm {
+
+namespace {
+
+const Kernels& kernels() {
+#if defined(__x86_64__)
+    static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (avx512) return kAvx512;
+    if (avx2) return kAvx2;
+#endif
+    return kPlain;
+}
+
+// Sequences that are not empty, the longest first: no thread begins a long one when the others have nothing left to do.
+std::vector<std::int64_t> by_length(const Shape& shape) {
+    std::vector<std::int64_t> order;
+    for (std::int64_t i = 0; i < shape.sequences; ++i) {
+        if (shape.cuts[i + 1] > shape.cuts[i]) order.push_back(i);
+    }
+    std::stable_sort(order.begin(), order.end(), [&shape](std::int64_t a, std::int64_t b) {
+        return shape.cuts[a + 1] - shape.cuts[a] > shape.cuts[b + 1] - shape.cuts[b];
+    });
+    return order;
+}
+
+// Calls work(head, first token, number of the head) for every sequence and head.
+template <typename Work>
+void for_each_head(const Shape& shape, int threads, const Work& work) {
+    struct Context {
+        const Shape& shape;
+        const Work& work;
+        std::vector<std::int64_t> order;
+    } context{shape, work, by_length(shape)};
+    const auto run = [](void* pointer, std::int64_t task) {
+        const Context& c = *static_cast<const Context*>(pointer);
+        const std::int64_t sequence = c.order[static_cast<std::size_t>(task / c.shape.heads)];
+        const std::int64_t begin = c.shape.cuts[sequence], length = c.shape.cuts[sequence + 1] - begin;
+        c.work(Head{length, c.shape.head_size, c.shape.scale, c.shape.causal}, begin, task % c.shape.heads);
+    };
+    share_out(static_cast<std::int64_t>(context.order.size()) * shape.heads, threads, run, &context);
+}
+
+template <typename Value>
+Rows<Value> rows(const Strided<Value>& tensor, std::int64_t token, std::int64_t head) {
+    return {tensor.at(token, head), tensor.token_stride};
+}
+
+}  // namespace
+
+void attend(const Shape& shape, const Forward& t, int threads) {
+    const Kernels& chosen = kernels();
+    for_each_head(shape, threads, [&](const Head& head, std::int64_t token, std::int64_t n) {
+        const std::int64_t place = n * shape.tokens() + token;
+        chosen.forward(head, {rows(t.q, token, n), rows(t.k, token, n), rows(t.v, token, n), rows(t.out, token, n),
+                              t.maxima + place, t.sums + place});
+    });
+}
+
+void attend_backward(const Shape& shape, const Backward& t, int threads) {
+    const Kernels& chosen = kernels();
+    for_each_head(shape, threads, [&](const Head& head, std::int64_t token, std::int64_t n) {
+        const std::int64_t place = n * shape.tokens() + token;
+        chosen.backward(head, {rows(t.q, token, n), rows(t.k, token, n), rows(t.v, token, n), rows(t.out, token, n),
+                               rows(t.dout, token, n), t.maxima + place, t.sums + place, rows(t.dq, token, n),
+                               rows(t.dk, token, n), rows(t.dv, token, n)});
+    });
+}
+
+const char* instructions() {
+    const Kernels* chosen = &kernels();
+#if defined(__x86_64__)
+    if (chosen == &kAvx512) return "AVX-512";
+    if (chosen == &kAvx2) return "AVX2";
+#endif
+    return chosen == &kPlain ? "plain" : "";
+}
+
+float* scratch(std::size_t floats) {
+    struct Free {
+        void operator()(float* memory) const { std::free(memory); }
+    };
+    static thread_local std::unique_ptr<float, Free> memory;
+    static thread_local std::size_t size = 0;
+    if (floats > size) {
+        const std::size_t bytes = (floats * sizeof(float) + 63) / 64 * 64;
+        memory.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+        size = memory ? floats : 0;
+        if (!memory) throw std::bad_alloc();
+    }
+    return memory.get();
+}
+
+}  // namespace megatron_plm

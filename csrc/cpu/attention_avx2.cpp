@@ -1,0 +1,32 @@
+// The attention kernels for AVX2.
+
+#include "attention.h"
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+#define LANES 8
+#define TILE_ROWS 4
+
+namespace megatron_plm {
+
+namespace {
+
+#include "lanes.h"
+
+#include "attention_kernel.h"
+
+}  // namespace
+
+const Kernels kAvx2{&forward, &backward};
+
+}  // namespace megatron_plm
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

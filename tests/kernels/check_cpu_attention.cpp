@@ -1,0 +1,102 @@
+// The attention kernels of every set of instructions that this machine has, against softmax written out in double, on
+// memory that ends where the tensors end. Prints the sets; 1 where one is wrong.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <vector>
+
+#include "attention.h"
+
+using namespace megatron_plm;
+
+namespace {
+
+using Numbers = std::vector<float>;
+
+// Output and gradients of one sequence and head: out, dq, dk, dv, each [length, size].
+std::vector<std::vector<double>> expected(const Head& head, const Numbers& q, const Numbers& k, const Numbers& v,
+                                          const Numbers& dout) {
+    const std::int64_t L = head.length, H = head.size;
+    std::vector<std::vector<double>> found(4, std::vector<double>(L * H));
+    for (std::int64_t i = 0; i < L; ++i) {
+        const std::int64_t seen = head.causal ? i + 1 : L;
+        std::vector<double> weight(seen), dweight(seen);
+        double largest = -INFINITY, sum = 0, mean = 0;
+        for (std::int64_t j = 0; j < seen; ++j) {
+            for (std::int64_t h = 0; h < H; ++h) weight[j] += double(q[i * H + h]) * k[j * H + h] * head.scale;
+            largest = std::max(largest, weight[j]);
+        }
+        for (double& w : weight) sum += w = std::exp(w - largest);
+        for (std::int64_t j = 0; j < seen; ++j) {
+            weight[j] /= sum;
+            for (std::int64_t h = 0; h < H; ++h) {
+                found[0][i * H + h] += weight[j] * v[j * H + h];
+                dweight[j] += double(dout[i * H + h]) * v[j * H + h];
+                found[3][j * H + h] += weight[j] * dout[i * H + h];
+            }
+            mean += weight[j] * dweight[j];
+        }
+        for (std::int64_t j = 0; j < seen; ++j) {
+            const double dscore = weight[j] * (dweight[j] - mean) * head.scale;
+            for (std::int64_t h = 0; h < H; ++h) {
+                found[1][i * H + h] += dscore * k[j * H + h];
+                found[2][j * H + h] += dscore * q[i * H + h];
+            }
+        }
+    }
+    return found;
+}
+
+bool right(const Kernels& kernels, const Head& head) {
+    const std::int64_t L = head.length, H = head.size;
+    std::mt19937 random(static_cast<unsigned>(L * 131 + H));
+    std::normal_distribution<float> normal;
+    std::vector<Numbers> given(4, Numbers(L * H)), found(4, Numbers(L * H));
+    for (Numbers& numbers : given) std::generate(numbers.begin(), numbers.end(), [&] { return normal(random); });
+    Numbers maxima(L), sums(L);
+    const auto in = [H](const Numbers& x) { return Rows<const float>{x.data(), H}; };
+    const auto to = [H](Numbers& x) { return Rows<float>{x.data(), H}; };
+    kernels.forward(head, {in(given[0]), in(given[1]), in(given[2]), to(found[0]), maxima.data(), sums.data()});
+    kernels.backward(head, {in(given[0]), in(given[1]), in(given[2]), in(found[0]), in(given[3]), maxima.data(),
+                            sums.data(), to(found[1]), to(found[2]), to(found[3])});
+    const auto wanted = expected(head, given[0], given[1], given[2], given[3]);
+    for (std::size_t tensor = 0; tensor < 4; ++tensor) {
+        double largest = 1e-3;
+        for (double x : wanted[tensor]) largest = std::max(largest, std::fabs(x));
+        for (std::int64_t i = 0; i < L * H; ++i) {
+            if (std::fabs(found[tensor][i] - wanted[tensor][i]) <= 1e-5 * largest) continue;
+            std::printf("tensor %zu, length %d, head size %d, causal %d, number %d: %g, not %g\n", tensor, int(L), int(H),
+                        head.causal, int(i), found[tensor][i], wanted[tensor][i]);
+            return false;
+        }
+    }
+    return true;
+}
+
+bool right(const char* name, const Kernels& kernels) {
+    for (int size : {1, 3, 4, 7, 8, 12, 16, 20, 24, 32, 40, 64}) {
+        for (int length : {1, 2, 7, 8, 9, 16, 17, 31, 33, 64, 65, 130}) {
+            for (bool causal : {false, true}) {
+                if (!right(kernels, {length, size, 1 / std::sqrt(float(size)), causal})) return false;
+            }
+        }
+    }
+    std::printf("%s\n", name);
+    return true;
+}
+
+}  // namespace
+
+int main() {
+    bool all = right("plain", kPlain);
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all = right("AVX2", kAvx2) && all;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl")) {
+        all = right("AVX-512", kAvx512) && all;
+    }
+#endif
+    return all ? 0 : 1;
+}
