@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from megatron_plm.benchmark.checks import Checks, check, check_lines, missed_checks
 from megatron_plm.benchmark.flags import Size, add_size, count, seconds
 from megatron_plm.benchmark.processes import run_side
 from megatron_plm.data.formats import BlockReader
@@ -96,7 +97,7 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
 
 def missed(result: dict[str, Any]) -> list[str]:
     """The bars that were not reached."""
-    missed = [name for name, check in result["checks"].items() if not check["met"]]
+    missed = missed_checks(result)
     return missed if result["two_workers_write_the_same"] else [*missed, "two_workers_write_the_same"]
 
 
@@ -114,14 +115,7 @@ def table(result: dict[str, Any]) -> str:
             f"{f'open and first batch, rows of {n:,}, s':<42}"
             f"{statistics.median(values):>10.3f}{min(values):>10.3f}{max(values):>10.3f}"
         )
-    lines += ["", f"{'':<42}{'median':>10}{'bar':>10}"]
-    for name, check in result["checks"].items():
-        what, bar, at_least = BARS[name]
-        value = "unknown" if check["value"] is None else f"{check['value']:.4g}"
-        lines.append(
-            f"{what:<42}{value:>10}{'at least' if at_least else 'at most':>10} {bar:g}"
-            + ("" if check["met"] else "  MISSED")
-        )
+    lines += ["", *check_lines(result["checks"])]
     if not result["two_workers_write_the_same"]:
         lines.append("MISSED: one worker and two wrote different files")
     lines.append(
@@ -164,7 +158,7 @@ def copy_records(source: Path, path: Path, num_bytes: int) -> int:
         return file.tell()
 
 
-def _checks(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+def _checks(rounds: Sequence[dict[str, dict[str, Any]]]) -> Checks:
     """Value and bar of each of `BARS`: medians over the rounds, of ratios round by round; of memory the maximum."""
 
     def speed(found: dict[str, dict[str, Any]], side: str) -> float:
@@ -186,12 +180,7 @@ def _checks(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, 
         side = f"loader_{n}"
         values[side] = statistics.median(found[side]["tokens_per_second"] / 1e6 for found in rounds)
         values[f"fill_{n}"] = 100 * statistics.median(found[side]["fill"] for found in rounds)
-    checks = {}
-    for name, (_, bar, at_least) in BARS.items():
-        value = values[name]
-        met = value is not None and (value >= bar if at_least else value <= bar)
-        checks[name] = {"value": value, "bar": bar, "met": met}
-    return checks
+    return {name: check(what, values[name], bar, at_least=at_least) for name, (what, bar, at_least) in BARS.items()}
 
 
 def _shown(found: dict[str, Any]) -> str:

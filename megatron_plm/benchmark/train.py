@@ -7,15 +7,25 @@ longest of the batch (`padded`: random batches; `bucketed`: batches of similar l
 
 import argparse
 import functools
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from megatron_plm.benchmark.flags import Size, add_size, count, seconds
-from megatron_plm.benchmark.peer import Step, fastest_size, peer_config, ratios, require_peer, timed_in_turn
+from megatron_plm.benchmark.checks import missed_checks as missed
+from megatron_plm.benchmark.flags import Size, add_size, count
+from megatron_plm.benchmark.peer import peer_config, require_peer
+from megatron_plm.benchmark.rounds import (
+    Step,
+    add_round_flags,
+    fastest_size,
+    machine_line,
+    ratio_checks,
+    ratios,
+    speed_lines,
+    timed_in_turn,
+)
 from megatron_plm.config.load import config_from_values
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.config.presets import PRESETS
@@ -42,14 +52,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=count, default=4, help="packed rows of one of our optimizer steps")
     sizes, text = Size([4, 8, 16], [4, 8]), "the peer runs with the fastest of these; 1 pads nothing"
     add_size(parser, "--peer-batch-sizes", count, sizes, text, nargs="+")
-    add_size(parser, "--rounds", count, Size(5, 2), "rounds; each measures every side once, in turn")
-    add_size(parser, "--seconds", seconds, Size(10.0, 2.0), "time of each side in one round")
+    add_round_flags(parser)
     parser.add_argument("--seed", type=int, default=1)
-
-
-def missed(result: dict[str, Any]) -> list[str]:
-    """The ratios that are below their bar."""
-    return [name for name, ratio in result["ratios"].items() if ratio["median"] < ratio["bar"]]
 
 
 def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
@@ -88,30 +92,23 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
             say,
         )
     speeds = timed_in_turn(sides, options.rounds, options.seconds, say)
+    found = ratios(speeds, BARS)
     return {
         "tokens_per_second": speeds,
         "peer_batch_size": batch_sizes,
-        "ratios": ratios(speeds, BARS),
+        "ratios": found,
+        "checks": ratio_checks(found, _LABELS, f"training, {options.preset}"),
     }
 
 
 def table(result: dict[str, Any]) -> str:
     """The result for people."""
-    lines = [f"{'':<40}{'tokens/s (median)':>18}{'ours is':>10}{'bar':>7}"]
-    for side, speeds in result["tokens_per_second"].items():
-        size = result["peer_batch_size"].get(side)
-        label = _LABELS[side] if size is None else f"{_LABELS[side]} of {size}"
-        line = f"{label:<40}{statistics.median(speeds):>18,.0f}"
-        if side in result["ratios"]:
-            ratio = result["ratios"][side]
-            line += f"{ratio['median']:>8.2f} x{ratio['bar']:>5.1f} x"
-        lines.append(line)
+    labels = _LABELS | {side: f"{_LABELS[side]} of {size}" for side, size in result["peer_batch_size"].items()}
+    lines = speed_lines(result["tokens_per_second"], result["ratios"], labels)
     tried = result["options"]["peer_batch_sizes"]
     chosen = result["peer_batch_size"]
     lines += [_edge_note(side, size, tried) for side, size in chosen.items() if _at_edge(size, tried)]
-    machine = result["machine"]
-    lines.append(f"{machine['processor']}, {machine['threads']} threads, {machine['versions']}")
-    return "\n".join(lines)
+    return "\n".join([*lines, machine_line(result)])
 
 
 def _at_edge(size: int, tried: Sequence[int]) -> bool:
