@@ -9,8 +9,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from megatron_plm.benchmark.checks import Checks, check
 from megatron_plm.benchmark.flags import Size, add_size, count, seconds
+from megatron_plm.errors import UserError
 
 Step = Callable[[], int]  # some work; returns its useful tokens
 Wait = Callable[[], object]  # until the device has done what it was given
@@ -20,12 +23,10 @@ def no_wait() -> None:
     """A CPU has done its work when a call returns."""
 
 
-def add_round_flags(
-    parser: argparse.ArgumentParser, *, rounds: Size = Size(5, 2), time_of_each: Size = Size(10.0, 2.0)
-) -> None:
+def add_round_flags(parser: argparse.ArgumentParser) -> None:
     """--rounds and --seconds."""
-    add_size(parser, "--rounds", count, rounds, "rounds; each measures every side once, in turn")
-    add_size(parser, "--seconds", seconds, time_of_each, "time of each side in one round")
+    add_size(parser, "--rounds", count, Size(5, 2), "rounds; each measures every side once, in turn")
+    add_size(parser, "--seconds", seconds, Size(10.0, 2.0), "time of each side in one round")
 
 
 def fastest_size(
@@ -43,12 +44,19 @@ def fastest_size(
     chosen: tuple[int, Step] | None = None
     fastest = 0.0
     for size in sizes:
-        step = step_of(size)
-        speed = tokens_per_second(step, seconds, wait)
+        try:
+            step = step_of(size)
+            speed = tokens_per_second(step, seconds, wait)
+        except torch.OutOfMemoryError:
+            say(f"{label} of {size}: out of memory")
+            continue
         say(f"{label} of {size}: {speed:,.0f} tokens/s")
         if chosen is None or speed > fastest:
             fastest, chosen = speed, (size, step)
-    assert chosen is not None, "no sizes"
+    if chosen is None:
+        raise UserError(
+            f"{label}: none of the batch sizes {', '.join(map(str, sizes))} fits the memory; try smaller ones"
+        )
     return chosen
 
 
@@ -100,15 +108,16 @@ def speed_lines(
     speeds: Mapping[str, Sequence[float]],
     found: Mapping[str, Mapping[str, float | None]],
     labels: Mapping[str, str],
+    more: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Speeds and ratios for people, a line a side."""
-    lines = [f"{'':<44}{'tokens/s (median)':>18}{'ours is':>10}{'bar':>7}"]
+    """Speeds and ratios for people, a line a side, with `more` at its end."""
+    lines = [f"{'':<48}{'tokens/s (median)':>18}{'ours is':>10}{'bar':>8}"]
     for side, each in speeds.items():
-        line = f"{labels[side]:<44}{statistics.median(each):>18,.0f}"
+        line = f"{labels[side]:<48}{statistics.median(each):>18,.0f}"
         if side in found:
             ratio = found[side]
-            line += f"{ratio['median']:>8.2f} x" + ("" if ratio["bar"] is None else f"{ratio['bar']:>5.1f} x")
-        lines.append(line)
+            line += f"{ratio['median']:>8.2f} x" + ("" if ratio["bar"] is None else f"{ratio['bar']:>6.1f} x")
+        lines.append(f"{line:<84}  {more[side]}" if more and more[side] else line)
     return lines
 
 
