@@ -20,6 +20,7 @@ SUBJECTS = {
     "train": ("megatron_plm.benchmark.train", "training on this machine against transformers' EsmForMaskedLM"),
     "embed": ("megatron_plm.benchmark.embed", "embedding on this machine against transformers' EsmModel"),
     "attention": ("megatron_plm.benchmark.attention", "the model's attention against other ways to compute it"),
+    "checkpoint": ("megatron_plm.benchmark.checkpoint", "saving and loading a run against torch.save"),
     "data": ("megatron_plm.benchmark.data", "preprocessing against megatron-core's builder, and the loader"),
     "parity": ("megatron_plm.benchmark.parity", "every layout against one process"),
     "convert": ("megatron_plm.benchmark.convert", "memory and speed of checkpoint conversions"),
