@@ -27,13 +27,17 @@ SUBJECTS = {
     "finetune": ("megatron_plm.benchmark.finetune", "memory, time and score of the ways to fine-tune"),
     "recipes": ("megatron_plm.benchmark.recipes", "preprocessing of stand-ins for UniRef, Pfam, BFD and OAS"),
 }
+_SUITE = "suite"
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one benchmark; returns 0, or 1 where `--check` was given and a bar was missed."""
+    if argv[:1] == [_SUITE]:
+        return importlib.import_module("megatron_plm.benchmark.suite").main(argv[1:])
     parser = ArgumentParser(prog="tools/benchmark.py", description=__doc__)
     subjects = parser.add_subparsers(dest="subject", required=True)
     subject: Any = None
+    subjects.add_parser(_SUITE, help="several of these, one after the other, and all their bars in one table")
     for name, (module, text) in SUBJECTS.items():
         flags = subjects.add_parser(name, help=text)
         if argv and argv[0] == name:
