@@ -23,6 +23,7 @@ SUBJECTS = {
     "checkpoint": ("megatron_plm.benchmark.checkpoint", "saving and loading a run against torch.save"),
     "data": ("megatron_plm.benchmark.data", "preprocessing against megatron-core's builder, and the loader"),
     "parity": ("megatron_plm.benchmark.parity", "every layout against one process"),
+    "scaling": ("megatron_plm.benchmark.scaling", "weak scaling over processes"),
     "convert": ("megatron_plm.benchmark.convert", "memory and speed of checkpoint conversions"),
     "finetune": ("megatron_plm.benchmark.finetune", "memory, time and score of the ways to fine-tune"),
     "recipes": ("megatron_plm.benchmark.recipes", "preprocessing of stand-ins for UniRef, Pfam, BFD and OAS"),
