@@ -1,7 +1,8 @@
 # make demo     from the example proteins to a pretrained, exported, evaluated model and its report
 # make test     the whole test suite
 # make lint     formatting, style and types
-# make bench    training and embedding against transformers, and data against megatron-core, on this machine
+# make bench    every speed that is promised beside its bar, on this machine's CPU, in ten minutes
+# make bench-gpu    what one GPU can tell, in eight minutes, into one folder (OUT); needs no virtual environment (PYTHON)
 # make bench-finetune   memory, time and score of full, adapted and frozen fine-tuning, on this machine
 # make fuzz     random input for the C++ data code and the index reader, under sanitizers, for minutes
 # make install  the package into the Python that PYTHON names, beside the torch that is there (containers, clusters)
@@ -13,7 +14,7 @@ PY := $(VENV)/bin/python
 EXAMPLES := examples/data
 DEMO := demo
 
-.PHONY: demo test lint bench bench-finetune fuzz install clean
+.PHONY: demo test lint bench bench-gpu bench-finetune fuzz install clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/.evaluated
@@ -28,10 +29,14 @@ lint: $(VENV)/.test
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: $(VENV)/.test $(DEMO)/data/train.json
-	$(PY) tools/benchmark.py train --data-path $(DEMO)/data/train --preset esm2-8m --check
-	$(PY) tools/benchmark.py embed --input $(EXAMPLES)/pretrain_valid.fasta.gz --preset esm2-8m --check
-	$(PY) tools/benchmark.py data --input $(EXAMPLES)/pretrain_train.fasta.gz --check
+bench: $(VENV)/.test
+	$(PY) tools/benchmark.py suite cpu --output-dir $(or $(OUT),build/bench)
+
+# With the Python that PYTHON names, and the torch that it has; the extension is built where it isn't yet.
+bench-gpu:
+	@PYTHONPATH=. $(PYTHON) -c 'import megatron_plm.data._native' 2> /dev/null \
+	  || $(PYTHON) setup.py -q build_ext --inplace --build-temp build/extension
+	PYTHONPATH=. $(PYTHON) tools/benchmark.py suite gpu --output-dir $(or $(OUT),build/bench-gpu) $(SUITE_FLAGS)
 
 bench-finetune: $(VENV)/.test
 	$(PY) tools/benchmark.py finetune --data-dir $(EXAMPLES)/peptides

@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_plm.arguments import ArgumentParser
 from megatron_plm.benchmark.flags import choose_sizes
-from megatron_plm.errors import UserError
+from megatron_plm.errors import UserError, run_command
 from megatron_plm.files import atomic_file
 from megatron_plm.machine import describe_machine
 
@@ -19,19 +19,26 @@ from megatron_plm.machine import describe_machine
 SUBJECTS = {
     "train": ("megatron_plm.benchmark.train", "training on this machine against transformers' EsmForMaskedLM"),
     "embed": ("megatron_plm.benchmark.embed", "embedding on this machine against transformers' EsmModel"),
+    "attention": ("megatron_plm.benchmark.attention", "the model's attention against other ways to compute it"),
+    "checkpoint": ("megatron_plm.benchmark.checkpoint", "saving and loading a run against torch.save"),
     "data": ("megatron_plm.benchmark.data", "preprocessing against megatron-core's builder, and the loader"),
     "parity": ("megatron_plm.benchmark.parity", "every layout against one process"),
+    "scaling": ("megatron_plm.benchmark.scaling", "weak scaling over processes"),
     "convert": ("megatron_plm.benchmark.convert", "memory and speed of checkpoint conversions"),
     "finetune": ("megatron_plm.benchmark.finetune", "memory, time and score of the ways to fine-tune"),
     "recipes": ("megatron_plm.benchmark.recipes", "preprocessing of stand-ins for UniRef, Pfam, BFD and OAS"),
 }
+_SUITE = "suite"
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one benchmark; returns 0, or 1 where `--check` was given and a bar was missed."""
+    if argv[:1] == [_SUITE]:
+        return importlib.import_module("megatron_plm.benchmark.suite").main(argv[1:])
     parser = ArgumentParser(prog="tools/benchmark.py", description=__doc__)
     subjects = parser.add_subparsers(dest="subject", required=True)
     subject: Any = None
+    subjects.add_parser(_SUITE, help="several of these, one after the other, and all their bars in one table")
     for name, (module, text) in SUBJECTS.items():
         flags = subjects.add_parser(name, help=text)
         if argv and argv[0] == name:
@@ -51,12 +58,13 @@ def main(argv: Sequence[str]) -> int:
         "options": _plain(options),
         **subject.measure(options, lambda line: print(line, file=sys.stderr, flush=True)),
     }
+    missed = result["missed"] = subject.missed(result)
     print(subject.table(result))
     if options.output:
         with atomic_file(options.output) as aside:
             aside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(f"wrote {options.output}")
-    return 1 if options.check and subject.missed(result) else 0
+    return 1 if options.check and missed else 0
 
 
 def _check_output(path: Path) -> None:
@@ -71,3 +79,7 @@ def _check_output(path: Path) -> None:
 
 def _plain(options: argparse.Namespace) -> dict[str, Any]:
     return {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from megatron_plm.benchmark.checks import Checks, check, check_lines, missed_checks
 from megatron_plm.benchmark.flags import Size, add_size, count, seconds
 from megatron_plm.benchmark.processes import run_side
 from megatron_plm.data.formats import BlockReader
@@ -25,7 +26,8 @@ from megatron_plm.errors import UserError
 
 SEQ_LENGTHS = (1024, 2176)
 _MODULE = "megatron_plm.benchmark.data_side"
-_PREPROCESSING = ("one_worker", "two_workers", "add_document", "add_item")
+_PEERS = ("add_document", "add_item")
+_PREPROCESSING = ("one_worker", "two_workers", *_PEERS)
 
 # check: (what it is, bar, whether the value must be at least that; else at most)
 BARS = {
@@ -43,12 +45,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", required=True, metavar="FASTA", help="proteins: plain or compressed FASTA")
     add_size(parser, "--megabytes", count, Size(1024, 32), "the input is repeated to at least so many MB")
     add_size(parser, "--peer-megabytes", count, Size(64, 4), "of which the builder gets the first so many")
+    text = "measure without megatron-core's builder, for machines where that isn't installed"
+    parser.add_argument("--no-peer", action="store_true", help=text)
     add_size(parser, "--rounds", count, Size(3, 2), "rounds; each measures every side once, in turn")
     add_size(parser, "--seconds", seconds, Size(5.0, 1.0), "time of the loader at each row length in one round")
 
 
 def require_peer() -> None:
-    """Raise UserError unless the peer's package is there."""
+    """Whether the peer is needed is for --no-peer to say: `measure` looks for it."""
+
+
+def _require_peer() -> None:
     if find_spec("megatron") is None or find_spec("megatron.core") is None:
         raise UserError(
             "the benchmark's peer needs megatron-core; install it with: pip install --no-deps megatron-core==0.16.1"
@@ -60,6 +67,8 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
 
     Scratch files, about 2.5 bytes for every byte of `options.megabytes`, go to the folder for temporary files (TMPDIR).
     """
+    if not options.no_peer:
+        _require_peer()
     with tempfile.TemporaryDirectory(prefix="benchmark-data-") as name:
         folder = Path(name)
         num_bytes = repeat_fasta(options.input, folder / "all.fasta", options.megabytes * 10**6)
@@ -73,6 +82,8 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
             "add_item": (1, ["add_item", folder / "peer.fasta", peer]),
             **{f"loader_{n}": (1, ["loader", one, n, options.seconds]) for n in SEQ_LENGTHS},
         }
+        if options.no_peer:
+            sides = {side: each for side, each in sides.items() if side not in _PEERS}
         rounds: list[dict[str, dict[str, Any]]] = []
         for number in range(1, options.rounds + 1):
             rounds.append({})
@@ -96,7 +107,7 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
 
 def missed(result: dict[str, Any]) -> list[str]:
     """The bars that were not reached."""
-    missed = [name for name, check in result["checks"].items() if not check["met"]]
+    missed = missed_checks(result)
     return missed if result["two_workers_write_the_same"] else [*missed, "two_workers_write_the_same"]
 
 
@@ -105,6 +116,8 @@ def table(result: dict[str, Any]) -> str:
     rounds, sizes = result["rounds"], result["bytes"]
     lines = [f"{'':<42}{'median':>10}{'min':>10}{'max':>10}"]
     for side, label in _LABELS.items():
+        if side not in rounds[0]:
+            continue
         key = "megabytes_per_second" if side in _PREPROCESSING else "tokens_per_second"
         values = [found[side][key] / (1 if side in _PREPROCESSING else 1e6) for found in rounds]
         lines.append(f"{label:<42}{statistics.median(values):>10.1f}{min(values):>10.1f}{max(values):>10.1f}")
@@ -114,14 +127,7 @@ def table(result: dict[str, Any]) -> str:
             f"{f'open and first batch, rows of {n:,}, s':<42}"
             f"{statistics.median(values):>10.3f}{min(values):>10.3f}{max(values):>10.3f}"
         )
-    lines += ["", f"{'':<42}{'median':>10}{'bar':>10}"]
-    for name, check in result["checks"].items():
-        what, bar, at_least = BARS[name]
-        value = "unknown" if check["value"] is None else f"{check['value']:.4g}"
-        lines.append(
-            f"{what:<42}{value:>10}{'at least' if at_least else 'at most':>10} {bar:g}"
-            + ("" if check["met"] else "  MISSED")
-        )
+    lines += ["", *check_lines(result["checks"])]
     if not result["two_workers_write_the_same"]:
         lines.append("MISSED: one worker and two wrote different files")
     lines.append(
@@ -164,7 +170,7 @@ def copy_records(source: Path, path: Path, num_bytes: int) -> int:
         return file.tell()
 
 
-def _checks(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+def _checks(rounds: Sequence[dict[str, dict[str, Any]]]) -> Checks:
     """Value and bar of each of `BARS`: medians over the rounds, of ratios round by round; of memory the maximum."""
 
     def speed(found: dict[str, dict[str, Any]], side: str) -> float:
@@ -176,22 +182,22 @@ def _checks(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, 
     peaks = [found[side]["peak_memory"] for found in rounds for side in ("one_worker", "two_workers")]
     values: dict[str, float | None] = {
         "one_worker": median(lambda found: speed(found, "one_worker")),
-        "against_peer": median(
-            lambda found: speed(found, "one_worker") / max(speed(found, "add_document"), speed(found, "add_item"))
-        ),
         "second_worker": median(lambda found: speed(found, "two_workers") / speed(found, "one_worker")),
         "peak_memory": None if None in peaks else max(peaks) / 1e6,
     }
+    if "add_document" in rounds[0]:
+        values["against_peer"] = median(
+            lambda found: speed(found, "one_worker") / max(speed(found, side) for side in _PEERS)
+        )
     for n in SEQ_LENGTHS:
         side = f"loader_{n}"
         values[side] = statistics.median(found[side]["tokens_per_second"] / 1e6 for found in rounds)
         values[f"fill_{n}"] = 100 * statistics.median(found[side]["fill"] for found in rounds)
-    checks = {}
-    for name, (_, bar, at_least) in BARS.items():
-        value = values[name]
-        met = value is not None and (value >= bar if at_least else value <= bar)
-        checks[name] = {"value": value, "bar": bar, "met": met}
-    return checks
+    return {
+        name: check(what, values[name], bar, at_least=at_least)
+        for name, (what, bar, at_least) in BARS.items()
+        if name in values
+    }
 
 
 def _shown(found: dict[str, Any]) -> str:

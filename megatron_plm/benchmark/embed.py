@@ -8,15 +8,25 @@ one protein at a time, without padding (`single`).
 
 import argparse
 import itertools
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from megatron_plm.benchmark.flags import Size, add_size, count, seconds
-from megatron_plm.benchmark.peer import Step, fastest_size, peer_config, ratios, require_peer, timed_in_turn
+from megatron_plm.benchmark.checks import missed_checks as missed
+from megatron_plm.benchmark.flags import Size, add_size, count
+from megatron_plm.benchmark.peer import peer_config, require_peer
+from megatron_plm.benchmark.rounds import (
+    Step,
+    add_round_flags,
+    fastest_size,
+    machine_line,
+    ratio_checks,
+    ratios,
+    speed_lines,
+    timed_in_turn,
+)
 from megatron_plm.config.load import config_from_values
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.config.presets import PRESETS
@@ -51,14 +61,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-tokens", type=count, default=4096, help="tokens of one of our packed rows")
     sizes, text = Size([4, 8, 16, 32], [8]), "the peer's padded batches are of the fastest of these"
     add_size(parser, "--peer-batch-sizes", count, sizes, text, nargs="+")
-    add_size(parser, "--rounds", count, Size(5, 2), "rounds; each measures every side once, in turn")
-    add_size(parser, "--seconds", seconds, Size(10.0, 2.0), "time of each side in one round")
+    add_round_flags(parser)
     parser.add_argument("--seed", type=int, default=1)
-
-
-def missed(result: dict[str, Any]) -> list[str]:
-    """The ratios that are below their bar."""
-    return [name for name, bar in BARS.items() if result["ratios"][name]["median"] < bar]
 
 
 def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
@@ -82,28 +86,22 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     )
     sides = {"ours": ours, "padded": padded, "single": _peer_step(model, tokenizer, sequences, 1)}
     speeds = timed_in_turn(sides, options.rounds, options.seconds, say)
+    found = ratios(speeds, BARS)
     return {
         "num_proteins": len(proteins),
         "tokens_per_second": speeds,
         "peer_batch_size": {"padded": size, "single": 1},
-        "ratios": ratios(speeds, BARS),
+        "ratios": found,
+        "checks": ratio_checks(found, _LABELS, f"embedding, {options.preset}"),
     }
 
 
 def table(result: dict[str, Any]) -> str:
     """The result for people."""
-    lines = [f"{'':<40}{'tokens/s (median)':>18}{'ours is':>10}{'bar':>7}"]
-    for side, speeds in result["tokens_per_second"].items():
-        label = f"{_LABELS[side]} of {result['peer_batch_size'][side]}" if side == "padded" else _LABELS[side]
-        line = f"{label:<40}{statistics.median(speeds):>18,.0f}"
-        if side in result["ratios"]:
-            ratio = result["ratios"][side]
-            line += f"{ratio['median']:>8.2f} x" + ("" if ratio["bar"] is None else f"{ratio['bar']:>5.1f} x")
-        lines.append(line)
-    machine = result["machine"]
+    labels = {**_LABELS, "padded": f"{_LABELS['padded']} of {result['peer_batch_size']['padded']}"}
+    lines = speed_lines(result["tokens_per_second"], result["ratios"], labels)
     lines.append(f"{result['num_proteins']:,} proteins, {result['options']['preset']}")
-    lines.append(f"{machine['processor']}, {machine['threads']} threads, {machine['versions']}")
-    return "\n".join(lines)
+    return "\n".join([*lines, machine_line(result)])
 
 
 def _proteins(options: argparse.Namespace, tokenizer: Tokenizer) -> list[Protein]:

@@ -23,13 +23,19 @@ def add_size(
     text: str,
     *,
     nargs: str | None = None,
+    choices: list[str] | None = None,
 ) -> None:
     """Add a flag whose default depends on --quick; `choose_sizes` decides."""
-    shown = [
-        " ".join(map(str, value)) if isinstance(value, list) else f"{value:g}" for value in (size.full, size.quick)
-    ]
+    shown = [_told(value) for value in (size.full, size.quick)]
+    metavar = None if choices is None else "NAME"
     text += f" (default: {shown[0]}; with --quick: {shown[1]})"
-    parser.add_argument(flag, type=kind, default=size, nargs=nargs, help=text)
+    parser.add_argument(flag, type=kind, default=size, nargs=nargs, choices=choices, metavar=metavar, help=text)
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def choose_sizes(options: argparse.Namespace) -> None:

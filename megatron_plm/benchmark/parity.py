@@ -16,6 +16,7 @@ from typing import Any
 
 from megatron_plm.benchmark.flags import Size, add_size, count
 from megatron_plm.benchmark.parity_cases import ALONE, CASES, SHAPE, Case
+from megatron_plm.benchmark.spawned import become_process, meet
 from megatron_plm.errors import UserError
 
 # Relative to one process: Adam carries differences of the last bit along, so what can be asked of the weights, and of
@@ -124,44 +125,18 @@ def _run(cases: Sequence[Case], shared: Sequence[str], steps: int, folder: Path,
 
 
 def _process(rank: int, processes: int, cases: list[Case], shared: list[str], steps: int, folder: Path) -> None:
-    import os
-
     import torch
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes))
-    os.environ["MASTER_ADDR"] = "localhost"
+    become_process(rank, processes)
     for case in cases:
-        _meet(rank, processes, folder / f"port {case.name}")
+        meet(rank, folder / f"port {case.name}")
         figures, weights = train_case([*shared, *case.words], steps)
         if rank == 0:
             (folder / case.name).mkdir()
             (folder / case.name / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
             torch.save(weights, folder / case.name / "weights.pt")
     assert not dist.is_initialized()
-
-
-def _meet(rank: int, processes: int, place: Path) -> None:
-    """Let the processes of one case agree on a free port of this machine.
-
-    A port for each case, as a quick process would find the last case's store. (The tests hold a store for each group in
-    the process that starts the others, as torchrun does; here it is the first process's, as where nothing else starts.)
-    """
-    import os
-    import socket
-
-    if processes == 1:
-        return
-    if rank == 0:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            aside = place.with_suffix(".tmp")
-            aside.write_text(str(free.getsockname()[1]))
-        aside.rename(place)
-    while not place.exists():
-        time.sleep(0.01)
-    os.environ["MASTER_PORT"] = place.read_text()
 
 
 def train_case(argv: Sequence[str], steps: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,117 +1,299 @@
 """Training speed against transformers' EsmForMaskedLM: same shape, proteins, optimizer, threads and machine.
 
-Counted are useful tokens a second: tokens of proteins with their <cls> and <eos>, never padding. Both sides choose
-15 % of the residues and train in fp32. The peer runs as its users run it: rows of one protein each, padded to the
-longest of the batch (`padded`: random batches; `bucketed`: batches of similar length), the head on every position.
+Counted are useful tokens a second: tokens of proteins with their <cls> and <eos>, never padding. All sides choose
+15 % of the residues. The peer runs as its users run it: rows of one protein each, padded to the longest of the batch
+(`padded`: random batches; `bucketed`: batches of similar length), or packed where transformers can (train_peer.py);
+the head on every position. On a CPU the sides take turns in fp32; on a GPU they come one after the other, in bf16, so
+that each one's peak memory is its own.
+
+MFU: useful tokens a second, times the operations that the model needs to learn from one (plan.speed.token_flops, over
+the lengths of the dataset's proteins), over the GPU's dense peak (plan/hardware.py).
 """
 
 import argparse
 import functools
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from megatron_plm.benchmark.flags import Size, add_size, count, seconds
-from megatron_plm.benchmark.peer import Step, fastest_size, peer_config, ratios, require_peer, timed_in_turn
-from megatron_plm.config.load import config_from_values
-from megatron_plm.config.options import ModelOptions
+from megatron_plm.benchmark.checks import Checks, check
+from megatron_plm.benchmark.checks import missed_checks as missed
+from megatron_plm.benchmark.device import (
+    add_device_flags,
+    chosen_device,
+    chosen_dtype,
+    free_memory,
+    gpu_here,
+    peak_memory,
+    preset_config,
+    quick_values,
+    waiting_for,
+)
+from megatron_plm.benchmark.flags import count
+from megatron_plm.benchmark.peer import require_peer as require_transformers
+from megatron_plm.benchmark.processes import run_watched
+from megatron_plm.benchmark.rounds import (
+    Step,
+    add_round_flags,
+    fastest_size,
+    machine_line,
+    ratio_checks,
+    ratios,
+    speed_lines,
+    timed_in_turn,
+)
+from megatron_plm.benchmark.train_peer import packed_attention_name, packed_step, padded_step
+from megatron_plm.config.options import Config
 from megatron_plm.config.presets import PRESETS
-from megatron_plm.config.problems import problems
-from megatron_plm.data.indexed import IndexedDataset
-from megatron_plm.data.loader import IGNORED_LABEL
 from megatron_plm.errors import UserError
-from megatron_plm.parallel.mesh import World
-from megatron_plm.tokenizers import Tokenizer
+from megatron_plm.parallel.mesh import World, joined_world
+from megatron_plm.plan.speed import token_flops
 from megatron_plm.training.loop import train_step
 from megatron_plm.training.state import Datasets, build_run, open_datasets
 
 __all__ = ["add_flags", "measure", "missed", "require_peer", "table"]
 
-BARS = {"padded": 2.0, "bucketed": 1.3}
-_BUCKET_BATCHES = 50  # batches whose proteins are sorted by length together, as length-grouped samplers do
+SIDES = {
+    "ours": "megatron-plm, packed rows",
+    "compiled": "megatron-plm, packed rows, compiled",
+    "padded": "EsmForMaskedLM, random batches",
+    "bucketed": "EsmForMaskedLM, length-bucketed",
+    "packed": "EsmForMaskedLM, packed rows",
+}
+_OURS, _PADDED = ("ours", "compiled"), ("padded", "bucketed")
+# Of issue 8: ratios at two shapes on a CPU, MFU in per cent of an H200.
+BARS, _BAR_PRESETS = {"padded": 2.5, "bucketed": 1.5}, ("esm2-8m", "esm2-35m")
+MFU_BARS = {"esm2-650m": 45.0, "esm2-3b": 52.0}
+_WORKERS = {"cpu": 0, "cuda": 4}  # threads that make batches: on a CPU all sides make theirs between the steps
+_ROWS = {"cpu": 4, "cuda": 32}
+_SIZES = {"cpu": [4, 8, 16], "cuda": [16, 32, 64]}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this subject."""
     parser.add_argument("--data-path", required=True, metavar="PREFIX", help="dataset to train on")
-    parser.add_argument("--preset", default="esm2-8m", choices=list(PRESETS), help="model shape of both sides")
+    text = "model shapes of all sides, one after the other (default: esm2-8m)"
+    parser.add_argument("--presets", default=["esm2-8m"], nargs="+", choices=list(PRESETS), metavar="NAME", help=text)
+    text = f"of {', '.join(SIDES)} (default: all, on a CPU without compiled)"
+    parser.add_argument("--sides", default=None, nargs="+", choices=list(SIDES), metavar="SIDE", help=text)
     parser.add_argument("--seq-length", type=count, default=1024, help="tokens of a row; the peer crops to it")
-    parser.add_argument("--rows", type=count, default=4, help="packed rows of one of our optimizer steps")
-    sizes, text = Size([4, 8, 16], [4, 8]), "the peer runs with the fastest of these; 1 pads nothing"
-    add_size(parser, "--peer-batch-sizes", count, sizes, text, nargs="+")
-    add_size(parser, "--rounds", count, Size(5, 2), "rounds; each measures every side once, in turn")
-    add_size(parser, "--seconds", seconds, Size(10.0, 2.0), "time of each side in one round")
+    text = "packed rows of one optimizer step; fewer where a GPU lacks memory (default: 4, on a GPU 32)"
+    parser.add_argument("--rows", type=count, default=None, help=text)
+    text = "proteins; the padded sides run with the fastest of these, 1 pads nothing (default: "
+    text += f"{_told(_SIZES['cpu'])}; on a GPU {_told(_SIZES['cuda'])}; with --quick the first two)"
+    parser.add_argument("--peer-batch-sizes", type=count, nargs="+", default=None, metavar="N", help=text)
+    add_round_flags(parser)
+    add_device_flags(parser)
+    text = "tell the peak memory on a CPU too: each side again in a process of its own, whose memory is watched"
+    parser.add_argument("--memory", action="store_true", help=text)
     parser.add_argument("--seed", type=int, default=1)
 
 
-def missed(result: dict[str, Any]) -> list[str]:
-    """The ratios that are below their bar."""
-    return [name for name, ratio in result["ratios"].items() if ratio["median"] < ratio["bar"]]
+def require_peer() -> None:
+    """Which peer is needed depends on --sides: `measure` looks for it."""
 
 
 def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """Time ours and the peer's in turn for `options.rounds` rounds, telling `say` of each.
+    """Time all sides of each preset for `options.rounds` rounds, telling `say` of each.
 
     Returns tokens a second of each side and round, and the ratios round by round, so that a machine whose speed drifts
     slows both sides of a ratio. Raises UserError, before anything is measured, for options that describe no model.
     """
-    values = {
-        **PRESETS[options.preset],
-        "data_path": (options.data_path,),
-        "seq_length": options.seq_length,
-        "num_workers": 0,
+    device = chosen_device(options)
+    dtype = chosen_dtype(options, device)
+    sides = options.sides or [side for side in SIDES if side != "compiled" or device.type == "cuda"]
+    if any(side not in _OURS for side in sides):
+        require_transformers()
+    rows = options.rows or _ROWS[device.type]
+    configs = {
+        preset: _config(preset, rows, options, bf16=dtype == torch.bfloat16, num_workers=_WORKERS[device.type])
+        for preset in options.presets
     }
-    config = config_from_values(
-        {**values, "micro_batch_size": options.rows, "global_batch_size": options.rows, "seed": options.seed}
-    )
-    found = problems(config)
-    if found:
-        raise UserError(found[0])
-    datasets = open_datasets(config)
-    run = build_run(config, World(0, 1, torch.device("cpu"), None), datasets)
-    steps = run.train_loader.steps(run.progress.cursor)
+    # FSDP2, which carries the policy of bf16, needs a group even of one.
+    with joined_world(use_gpu=device.type == "cuda", force_group=dtype == torch.bfloat16) as world:
+        found = {}
+        for preset, config in configs.items():
+            found[preset] = _Preset(preset, config, world, options, say).measure(sides)
+    result = {"device": device.type, "dtype": str(dtype).removeprefix("torch."), "presets": found}
+    return {**result, "checks": _checks(found, device)}
 
-    def our_step() -> int:
-        return train_step(run, next(steps)).num_tokens
 
-    sides: dict[str, Step] = {"ours": our_step}
-    batch_sizes = {}
-    for kind in BARS:
-        batch_sizes[kind], sides[kind] = fastest_size(
-            _LABELS[kind],
-            options.peer_batch_sizes,
-            functools.partial(_peer_step, config.model, datasets, kind, options=options),
-            options.seconds / 2,
-            say,
+def _config(
+    preset: str, rows: int, options: argparse.Namespace, *, bf16: bool, num_workers: int = 0, compiled: bool = False
+) -> Config:
+    return preset_config(
+        preset, data_path=(options.data_path,), seq_length=options.seq_length, micro_batch_size=rows,
+        global_batch_size=rows, num_workers=num_workers, seed=options.seed, bf16=bf16, compile=compiled,
+    )  # fmt: skip
+
+
+class _Preset:
+    """All sides at one shape."""
+
+    def __init__(
+        self, preset: str, config: Config, world: World, options: argparse.Namespace, say: Callable[[str], None]
+    ) -> None:
+        self._preset, self._config, self._world, self._options = preset, config, world, options
+        self._say, self._wait = say, waiting_for(world.device)
+        self._datasets = open_datasets(config)
+        self._sizes: dict[str, int] = {}  # of a side's batches: rows, or proteins
+
+    def measure(self, sides: Sequence[str]) -> dict[str, Any]:
+        options, device = self._options, self._world.device
+        memory: dict[str, int | None] = {}
+        if device.type == "cpu":
+            steps = {side: self._step(side) for side in sides}
+            speeds = timed_in_turn(steps, options.rounds, options.seconds, self._say)
+            memory = {side: self._memory_of_a_process(side) if options.memory else None for side in sides}
+        else:
+            speeds = {}
+            for side in sides:
+                with peak_memory(device) as peak:
+                    step = {side: self._step(side)}
+                    speeds |= timed_in_turn(step, options.rounds, options.seconds, self._say, self._wait)
+                    step.clear()
+                memory[side] = peak["bytes"]
+        flops, gpu = self._token_flops(), gpu_here(device)
+        peak_flops = gpu.peak_flops(self._config.training.bf16) if gpu else None
+        found = {
+            "tokens_per_second": speeds,
+            "batch_sizes": self._sizes,
+            "tried_sizes": self._tried_sizes(),
+            "ratios": ratios(speeds, BARS if device.type == "cpu" and self._preset in _BAR_PRESETS else {}),
+            "flops_per_token": flops,
+            "peak_flops": peak_flops,
+            "mfu": {side: statistics.median(each) * flops / peak_flops if peak_flops else None
+                    for side, each in speeds.items()},
+            "peak_memory": memory,
+        }  # fmt: skip
+        return found | ({"packed_attention": packed_attention_name(device)} if "packed" in sides else {})
+
+    def _step(self, side: str) -> Step:
+        if side in _OURS:
+            return self._fitting(lambda rows: _our_step(self._with_rows(rows, side), self._world, self._datasets), side)
+        if side == "packed":
+            return self._fitting(self._packed_step, side)
+        make = functools.partial(
+            padded_step, self._config, self._datasets.train.datasets[0], self._datasets.tokenizer, side,
+            options=self._options, device=self._world.device,
+        )  # fmt: skip
+        self._sizes[side], step = fastest_size(
+            SIDES[side], self._tried_sizes(), make, self._options.seconds / 2, self._say, self._wait
         )
-    speeds = timed_in_turn(sides, options.rounds, options.seconds, say)
-    return {
-        "tokens_per_second": speeds,
-        "peer_batch_size": batch_sizes,
-        "ratios": ratios(speeds, BARS),
-    }
+        return step
+
+    def _with_rows(self, rows: int, side: str) -> Config:
+        config = self._config
+        return _config(
+            self._preset, rows, self._options, bf16=config.training.bf16, num_workers=config.data.num_workers,
+            compiled=side == "compiled",
+        )  # fmt: skip
+
+    def _packed_step(self, rows: int) -> Step:
+        return packed_step(self._with_rows(rows, "packed"), self._datasets, self._world.device)
+
+    def _fitting(self, step_of: Callable[[int], Step], side: str) -> Step:
+        """A step of as many rows as fit: half as many as before each time that the GPU lacks memory."""
+        rows = self._config.training.micro_batch_size
+        while True:
+            try:
+                step = step_of(rows)
+                step()
+                self._wait()
+            except torch.OutOfMemoryError:
+                if rows == 1:
+                    raise UserError(f"--presets {self._preset}: one row does not fit this GPU's memory") from None
+            else:
+                self._sizes[side] = rows
+                return step
+            self._say(f"{self._preset}, {side}: {rows} rows don't fit; {rows // 2} are tried")
+            rows //= 2
+            free_memory(self._world.device)
+
+    def _tried_sizes(self) -> list[int]:
+        sizes = _SIZES[self._world.device.type]
+        return self._options.peer_batch_sizes or (sizes[:2] if self._options.quick else sizes)
+
+    def _token_flops(self) -> float:
+        """Over the proteins of the dataset, cropped to a row: each token attends to those of its protein."""
+        lengths = np.minimum(self._datasets.train.datasets[0].lengths + 2.0, self._options.seq_length)
+        attended = float((lengths**2).sum() / lengths.sum())
+        return token_flops(self._config, self._datasets.tokenizer.vocab_size, attended)
+
+    def _memory_of_a_process(self, side: str) -> int | None:
+        options = self._options
+        words = ["train", "--data-path", options.data_path, "--presets", self._preset, "--sides", side,
+                 "--seq-length", options.seq_length, "--device", "cpu", "--rounds", 1, "--seconds", 0.01,
+                 "--rows", self._config.training.micro_batch_size, "--peer-batch-sizes", self._sizes[side],
+                 "--seed", options.seed]  # fmt: skip
+        if options.dtype:
+            words += ["--dtype", options.dtype]
+        threads = torch.get_num_threads()
+        _, peak = run_watched("megatron_plm.benchmark.command", words, cores=threads, threads=threads, name=side)
+        return peak
+
+
+def _our_step(config: Config, world: World, datasets: Datasets) -> Step:
+    run = build_run(config, world, datasets, fill=quick_values)
+    steps = run.train_loader.steps(run.progress.cursor)
+    return lambda: train_step(run, next(steps)).num_tokens
+
+
+def _checks(found: dict[str, dict[str, Any]], device: torch.device) -> Checks:
+    checks: Checks = {}
+    for preset, figures in found.items():
+        of_ratios = ratio_checks(figures["ratios"], SIDES, f"training, {preset}")
+        checks |= {f"{preset} {side}": each for side, each in of_ratios.items()}
+        shares = [figures["mfu"].get(side) for side in _OURS]
+        known = [share for share in shares if share is not None]
+        if known and preset in MFU_BARS and "H200" in torch.cuda.get_device_name(device):
+            what = f"training, {preset}: MFU on one H200"
+            checks[f"{preset} mfu"] = check(what, 100 * max(known), MFU_BARS[preset], unit="%")
+    return checks
 
 
 def table(result: dict[str, Any]) -> str:
     """The result for people."""
-    lines = [f"{'':<40}{'tokens/s (median)':>18}{'ours is':>10}{'bar':>7}"]
-    for side, speeds in result["tokens_per_second"].items():
-        size = result["peer_batch_size"].get(side)
-        label = _LABELS[side] if size is None else f"{_LABELS[side]} of {size}"
-        line = f"{label:<40}{statistics.median(speeds):>18,.0f}"
-        if side in result["ratios"]:
-            ratio = result["ratios"][side]
-            line += f"{ratio['median']:>8.2f} x{ratio['bar']:>5.1f} x"
-        lines.append(line)
-    tried = result["options"]["peer_batch_sizes"]
-    chosen = result["peer_batch_size"]
-    lines += [_edge_note(side, size, tried) for side, size in chosen.items() if _at_edge(size, tried)]
-    machine = result["machine"]
-    lines.append(f"{machine['processor']}, {machine['threads']} threads, {machine['versions']}")
-    return "\n".join(lines)
+    lines = []
+    for preset, figures in result["presets"].items():
+        labels = {side: _label(side, size) for side, size in figures["batch_sizes"].items()}
+        more = {side: _more(figures, side) for side in figures["tokens_per_second"]}
+        lines += [f"{preset}, {result['dtype']}"]
+        lines += speed_lines(figures["tokens_per_second"], figures["ratios"], labels, more)
+        tried, chosen = figures["tried_sizes"], figures["batch_sizes"]
+        lines += [
+            _edge_note(side, chosen[side], tried)
+            for side in _PADDED
+            if side in chosen and _at_edge(chosen[side], tried)
+        ]
+        if "packed_attention" in figures:
+            name = figures["packed_attention"]
+            lines.append(f"EsmForMaskedLM's packed rows: attention by {_ATTENTIONS.get(name, name)}")
+        lines.append("")
+    return "\n".join([*lines, machine_line(result)])
+
+
+_ATTENTIONS = {
+    "megatron_plm_packed": "a function of ours, through transformers' AttentionInterface",
+    "flash_attention_2": "flash-attn, through transformers' own flash_attention_2",
+}
+
+
+def _told(sizes: Sequence[int]) -> str:
+    return " ".join(map(str, sizes))
+
+
+def _label(side: str, size: int) -> str:
+    return f"{SIDES[side]} of {size}" if side in _PADDED else f"{SIDES[side]}, {size} a step"
+
+
+def _more(figures: dict[str, Any], side: str) -> str:
+    mfu, memory = figures["mfu"][side], figures["peak_memory"][side]
+    words = [f"MFU {100 * mfu:.1f} %"] if mfu is not None else []
+    return ", ".join(words + ([f"peak memory {memory / 1e9:,.2f} GB"] if memory is not None else []))
 
 
 def _at_edge(size: int, tried: Sequence[int]) -> bool:
@@ -121,78 +303,4 @@ def _at_edge(size: int, tried: Sequence[int]) -> bool:
 
 def _edge_note(side: str, size: int, tried: Sequence[int]) -> str:
     end = "largest" if size == max(tried) else "smallest"
-    return f"note: {_LABELS[side]} were fastest at {size}, the {end} size tried; --peer-batch-sizes names others"
-
-
-_LABELS = {
-    "ours": "megatron-plm, packed rows",
-    "padded": "EsmForMaskedLM, random batches",
-    "bucketed": "EsmForMaskedLM, length-bucketed",
-}
-
-
-def _peer_step(
-    model_options: ModelOptions, datasets: Datasets, kind: str, batch_size: int, options: argparse.Namespace
-) -> Step:
-    from transformers import AutoModelForMaskedLM
-
-    tokenizer = datasets.tokenizer
-    torch.manual_seed(options.seed)
-    config = peer_config(model_options, tokenizer)
-    model = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa").train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, fused=True)
-    batches = _padded_batches(datasets.train.datasets[0], tokenizer, kind, batch_size, options)
-
-    def step() -> int:
-        tokens, attention_mask, labels = next(batches)
-        model(input_ids=tokens, attention_mask=attention_mask, labels=labels).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return int(attention_mask.sum())
-
-    return step
-
-
-def _padded_batches(
-    dataset: IndexedDataset, tokenizer: Tokenizer, kind: str, batch_size: int, options: argparse.Namespace
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Endless (tokens, attention mask, labels), int64 [B, longest of the batch]."""
-    rng = np.random.default_rng(options.seed)
-    while True:
-        order = rng.permutation(len(dataset))
-        if kind == "bucketed":
-            size = batch_size * _BUCKET_BATCHES
-            parts = [order[i : i + size] for i in range(0, len(order), size)]
-            order = np.concatenate([part[np.argsort(dataset.lengths[part], kind="stable")] for part in parts])
-        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        if kind == "bucketed":
-            batches = [batches[i] for i in rng.permutation(len(batches))]
-        for batch in batches:
-            rows = [_cropped(dataset[int(i)], tokenizer, options.seq_length, rng) for i in batch]
-            longest = max(map(len, rows))
-            tokens = np.full((len(rows), longest), tokenizer.pad_id, dtype=np.int64)
-            for b, row in enumerate(rows):
-                tokens[b, : len(row)] = row
-            yield _masked(tokens, tokenizer, rng)
-
-
-def _cropped(residues: np.ndarray, tokenizer: Tokenizer, length: int, rng: np.random.Generator) -> np.ndarray:
-    tokens = np.concatenate([[tokenizer.cls_id], residues, [tokenizer.eos_id]])
-    start = rng.integers(0, max(len(tokens) - length, 0) + 1)
-    return tokens[start : start + length]
-
-
-def _masked(
-    tokens: np.ndarray, tokenizer: Tokenizer, rng: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    attention_mask = tokens != tokenizer.pad_id
-    chosen = np.isin(tokens, tokenizer.residue_ids) & (rng.random(tokens.shape) < 0.15)
-    labels = np.where(chosen, tokens, IGNORED_LABEL)
-    action = rng.random(tokens.shape)
-    random_tokens = rng.choice(tokenizer.standard_ids, tokens.shape)
-    corrupted = np.where(chosen & (action < 0.8), tokenizer.mask_id, tokens)
-    corrupted = np.where(chosen & (action >= 0.8) & (action < 0.9), random_tokens, corrupted)
-    arrays = (corrupted.astype(np.int64), attention_mask.astype(np.int64), labels)
-    tokens_t, mask_t, labels_t = (torch.from_numpy(array) for array in arrays)
-    return tokens_t, mask_t, labels_t
+    return f"note: {SIDES[side]} were fastest at {size}, the {end} size tried; --peer-batch-sizes names others"

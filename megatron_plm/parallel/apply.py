@@ -5,7 +5,7 @@ import contextlib
 import functools
 import importlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from megatron_plm.config.layout import Layout, num_micro_batches, stage_layers, stages_of
-from megatron_plm.config.options import Config
+from megatron_plm.config.options import Config, ModelOptions
 from megatron_plm.data.loader import Batch
 from megatron_plm.data.masking import Masking
 from megatron_plm.data.packing import row_limits
@@ -28,6 +28,14 @@ from megatron_plm.parallel.mesh import World
 from megatron_plm.parallel.pipeline import Activations, Criterion, PipelinePasses, Stage
 from megatron_plm.parallel.tensor import apply_tensor_parallel
 from megatron_plm.tokenizers import Tokenizer
+
+
+class Fill(Protocol):
+    """Gives all parameters and buffers of a module their values in place, as `initialize` does."""
+
+    def __call__(
+        self, module: nn.Module, options: ModelOptions, seed: int, *, piece: Callable[[Tensor], Piece]
+    ) -> None: ...
 
 
 class Passes(Protocol):
@@ -76,15 +84,16 @@ class ParallelModel:
         return batch if cp == 1 else own_labels(batch, cp, self.world.coordinate("cp"))
 
 
-def build_model(config: Config, tokenizer: Tokenizer, world: World) -> ParallelModel:
+def build_model(config: Config, tokenizer: Tokenizer, world: World, *, fill: Fill = initialize) -> ParallelModel:
     """Build this process's part of the model that `config` describes, with its initial weights.
 
-    The weights are the same for every layout. No process ever holds more than its part.
+    The weights are the same for every layout. No process ever holds more than its part. A measurement of speed, for
+    which any values will do, may `fill` them in faster.
     """
     parts, num_parameters = assemble(config, tokenizer, world)
     for part in parts:
         part.to_empty(device=world.device)
-        initialize(part, config.model, config.training.seed, piece=piece_here)
+        fill(part, config.model, config.training.seed, piece=piece_here)
     copies = {name: p for part in parts if isinstance(part, Stage) for name, p in part.copies().items()}
     copied = {id(p) for p in copies.values()}
     named = [(name, p) for part in parts for name, p in part.named_parameters()]

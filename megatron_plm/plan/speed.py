@@ -40,7 +40,13 @@ class Speed:
 
 
 def model_flops(config: Config, vocab_size: int, attention_length: float) -> float:
-    """Operations that the model needs for one step: what is recomputed doesn't count.
+    """Operations that the model needs for one step of full rows: what is recomputed doesn't count."""
+    tokens = config.training.global_batch_size * config.data.seq_length
+    return tokens * token_flops(config, vocab_size, attention_length)
+
+
+def token_flops(config: Config, vocab_size: int, attention_length: float) -> float:
+    """Operations that the model needs to learn from one token: forward pass and both gradients.
 
     Twice the multiplications of each matrix, three times for forward pass and both gradients, and attention over
     `attention_length` tokens (Narayanan et al. 2021, appendix); the head at labelled positions only.
@@ -50,8 +56,7 @@ def model_flops(config: Config, vocab_size: int, attention_length: float) -> flo
     block = 6 * (4 * D * D + D * (up_size(model) + F)) + 12 * D * attended_tokens(config.model, attention_length)
     labels = 1.0 if model.objective == "clm" else config.data.mask_prob
     head = 6 * D * ((D if model.head_transform else 0) + vocab_size)
-    per_token = model.num_layers * block + labels * head
-    return config.training.global_batch_size * config.data.seq_length * per_token
+    return model.num_layers * block + labels * head
 
 
 def estimate_speed(

@@ -9,7 +9,8 @@ from megatron_plm.data.blend import Cursor
 from megatron_plm.data.loader import Loader
 from megatron_plm.data.mixture import Mixture, check_same_run, model_tokenizer, open_mixture
 from megatron_plm.errors import UserError
-from megatron_plm.parallel.apply import ParallelModel, build_model
+from megatron_plm.model.initialize import initialize
+from megatron_plm.parallel.apply import Fill, ParallelModel, build_model
 from megatron_plm.parallel.mesh import World
 from megatron_plm.tokenizers import Tokenizer
 from megatron_plm.training.optimizer import build_optimizer
@@ -60,10 +61,10 @@ def open_datasets(config: Config) -> Datasets:
     return Datasets(tokenizer, train, valid)
 
 
-def build_run(config: Config, world: World, datasets: Datasets) -> Run:
-    """Build the run at its first step."""
+def build_run(config: Config, world: World, datasets: Datasets, *, fill: Fill = initialize) -> Run:
+    """Build the run at its first step, its weights by `fill`."""
     training = config.training
-    model = build_model(config, datasets.tokenizer, world)
+    model = build_model(config, datasets.tokenizer, world, fill=fill)
     optimizer = build_optimizer(
         model.parameters,
         lr=training.lr,

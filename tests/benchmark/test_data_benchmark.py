@@ -105,6 +105,12 @@ def test_one_bad_round_of_three_changes_no_median_but_the_peak_of_memory() -> No
     assert missed({"checks": {}, "two_workers_write_the_same": False}) == ["two_workers_write_the_same"]
 
 
+def test_without_the_peer_all_but_its_bar_is_there() -> None:
+    side = found()
+    del side["add_document"], side["add_item"]
+    assert _checks([side]).keys() == BARS.keys() - {"against_peer"}
+
+
 def test_memory_that_the_system_does_not_tell_is_no_bar_reached() -> None:
     side = found()
     side["one_worker"]["peak_memory"] = None

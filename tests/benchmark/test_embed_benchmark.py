@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from megatron_plm.benchmark import embed as subject
+from megatron_plm.benchmark.checks import check_lines
 from megatron_plm.benchmark.command import main
 from megatron_plm.benchmark.peer import peer_config
+from megatron_plm.benchmark.rounds import ratio_checks
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.errors import run_command
 from megatron_plm.tokenizers import get_tokenizer
@@ -40,7 +42,10 @@ def test_the_command_writes_ratios_of_this_run(fasta, tmp_path, capsys):
 
 @pytest.mark.parametrize(("median", "expected"), [(1.49, ["padded"]), (1.5, [])])
 def test_a_bar_is_missed_below_it(median, expected):
-    assert subject.missed({"ratios": {"padded": {"median": median}, "single": {"median": 0.1}}}) == expected
+    found = {"padded": {"median": median, "bar": subject.BARS["padded"]}, "single": {"median": 0.1, "bar": None}}
+    checks = ratio_checks(found, {"padded": "the peer"}, "embedding")
+    assert subject.missed({"checks": checks}) == expected
+    assert any("MISSED" in line for line in check_lines(checks)) == bool(expected)
 
 
 def test_the_peer_reads_the_same_tokens_and_counts_no_padding():

@@ -1,19 +1,29 @@
 """The training benchmark measures what it says, with a real peer."""
 
 import argparse
+import copy
 import json
 import sys
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
+import torch
 
+from megatron_plm.benchmark import train
 from megatron_plm.benchmark.command import main
-from megatron_plm.benchmark.train import _padded_batches, table
+from megatron_plm.benchmark.device import gpu_in_table, quick_values
+from megatron_plm.benchmark.train import table
+from megatron_plm.benchmark.train_peer import packed_step, padded_batches
+from megatron_plm.config.load import config_from_values
+from megatron_plm.config.options import ModelOptions
+from megatron_plm.config.presets import PRESETS
 from megatron_plm.data.indexed import IndexedDataset
 from megatron_plm.data.preprocess import preprocess
 from megatron_plm.errors import run_command
+from megatron_plm.model.transformer import MaskedLanguageModel
 from megatron_plm.tokenizers import get_tokenizer
+from megatron_plm.training.state import open_datasets
 
 TOKENIZER = get_tokenizer("esm2")
 
@@ -31,7 +41,7 @@ def dataset(tmp_path_factory):
 
 def peer_epoch(dataset, kind, batch_size=8, seq_length=300):
     options = argparse.Namespace(seed=1, seq_length=seq_length)
-    batches = _padded_batches(IndexedDataset(dataset), TOKENIZER, kind, batch_size, options)
+    batches = padded_batches(IndexedDataset(dataset), TOKENIZER, kind, batch_size, options)
     return list(islice(batches, 120 // batch_size))
 
 
@@ -58,21 +68,115 @@ def test_the_peers_labels_are_15_percent_of_residues_and_never_padding(dataset):
         assert (tokens[mask == 0] == TOKENIZER.pad_id).all()
 
 
+QUICK = ["--rounds", "2", "--seconds", "0.2", "--peer-batch-sizes", "4", "--presets", "tiny", "--seq-length", "128"]
+
+
 def test_the_command_writes_ratios_of_this_run(dataset, tmp_path, capsys):
     output = tmp_path / "train.json"
-    flags = ["--rounds", "2", "--seconds", "0.2", "--peer-batch-sizes", "4", "--preset", "tiny", "--seq-length", "128"]
-    assert main(["train", "--data-path", str(dataset), *flags, "--output", str(output)]) == 0
+    assert main(["train", "--data-path", str(dataset), *QUICK, "--output", str(output)]) == 0
     result = json.loads(output.read_text())
-    for kind in ("padded", "bucketed"):
-        speeds = result["tokens_per_second"]
+    assert list(result["presets"]) == ["tiny"]
+    figures = result["presets"]["tiny"]
+    speeds = figures["tokens_per_second"]
+    assert list(speeds) == ["ours", "padded", "bucketed", "packed"]
+    for kind in ("padded", "bucketed", "packed"):
         ratios = [ours / theirs for ours, theirs in zip(speeds["ours"], speeds[kind], strict=True)]
-        assert result["ratios"][kind]["median"] == pytest.approx(sum(ratios) / 2)
+        assert figures["ratios"][kind]["median"] == pytest.approx(sum(ratios) / 2)
+    assert figures["mfu"]["ours"] is None, "a CPU's peak is not known"
     assert result["machine"]["processor"]
+    assert result["checks"] == {}, "the bars are for the 8M and 35M shapes"
     printed = capsys.readouterr()
     assert "EsmForMaskedLM, random batches of 4" in printed.out
+    assert "attention by a function of ours, through transformers' AttentionInterface" in printed.out
     lines = printed.err.splitlines()
     assert [line.split(",")[0] for line in lines if line.startswith("round")] == ["round 1 of 2", "round 2 of 2"]
     assert len([line for line in lines if " batches of 4: " in line or " length-bucketed of 4: " in line]) == 2
+
+
+def test_one_side_alone_and_its_memory(dataset, tmp_path):
+    output = tmp_path / "train.json"
+    flags = [*QUICK, "--sides", "ours", "--memory", "--dtype", "bfloat16", "--output", str(output)]
+    assert main(["train", "--data-path", str(dataset), *flags]) == 0
+    result = json.loads(output.read_text())
+    figures = result["presets"]["tiny"]
+    assert (result["dtype"], figures["ratios"]) == ("bfloat16", {})
+    assert 100e6 < figures["peak_memory"]["ours"] < 5e9
+    # By hand: 2 layers of hidden size 64, matrices 12 D^2; half of the tokens' attention lengths squared; the head.
+    lengths = np.minimum(IndexedDataset(dataset).lengths + 2, 128)
+    attended = (lengths**2).sum() / lengths.sum()
+    expected = 2 * (6 * 12 * 64**2 + 12 * 64 * attended) + 0.15 * 6 * 64 * (64 + 33)
+    assert figures["flops_per_token"] == pytest.approx(expected)
+
+
+def test_the_bars_are_those_of_the_issue():
+    found = {
+        preset: {"ratios": {"padded": {"median": 2.49, "bar": 2.5}, "packed": {"median": 1.0, "bar": None}}, "mfu": {}}
+        for preset in ("esm2-8m", "esm2-35m")
+    }
+    checks = train._checks(found, torch.device("cpu"))
+    assert train.missed({"checks": checks}) == ["esm2-8m padded", "esm2-35m padded"]
+    assert train.BARS == {"padded": 2.5, "bucketed": 1.5}
+    assert train.MFU_BARS == {"esm2-650m": 45.0, "esm2-3b": 52.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes", "bf16_tera"),
+    [
+        ("NVIDIA H200", 150.8, 989),
+        ("NVIDIA H100 80GB HBM3", 85, 989),
+        ("NVIDIA A100-SXM4-80GB", 85, 312),
+        ("NVIDIA A100-SXM4-40GB", 42.3, 312),
+        ("NVIDIA L4", 24, 121),
+        ("NVIDIA L40S", 48, 362),
+        ("NVIDIA GeForce RTX 4090", 24, None),
+        ("NVIDIA L40", 48, None),
+    ],
+)
+def test_the_peak_of_a_gpu_is_that_of_its_name_and_memory(name, gigabytes, bf16_tera):
+    gpu = gpu_in_table(name, gigabytes * 1e9)
+    assert (gpu and gpu.bf16_flops) == (bf16_tera and bf16_tera * 1e12)
+
+
+def test_the_packed_peer_computes_each_protein_as_if_alone(dataset):
+    """transformers' own padded batch of the same tokens, one protein a row, gives the same loss."""
+    from transformers import AutoModelForMaskedLM
+
+    values = {"data_path": (str(dataset),), "seq_length": 128, "num_workers": 0, "token_dropout": False}
+    config = config_from_values({**PRESETS["tiny"], **values, "micro_batch_size": 2, "global_batch_size": 2})
+    datasets = open_datasets(config)
+    losses = []
+
+    def forward(self, **inputs):
+        losses.append(self._model(**inputs).loss.item())
+        cuts = inputs["cu_seq_lens_q"].tolist()
+        parts = [
+            {name: inputs[name][0, begin:end] for name in ("input_ids", "labels")} for begin, end in pairwise(cuts)
+        ]
+        rows = {
+            name: torch.nn.utils.rnn.pad_sequence([part[name] for part in parts], True, -100 if name == "labels" else 1)
+            for name in ("input_ids", "labels")
+        }
+        lengths = torch.tensor([len(part["labels"]) for part in parts])
+        mask = (torch.arange(rows["labels"].shape[1]) < lengths[:, None]).long()
+        padded = AutoModelForMaskedLM.from_config(copy.deepcopy(self._model.config), attn_implementation="sdpa").train()
+        padded.load_state_dict(self._model.state_dict())
+        losses.append(padded(**rows, attention_mask=mask).loss.item())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("megatron_plm.benchmark.train_peer._Trainer.step", forward)
+        tokens = packed_step(config, datasets, torch.device("cpu"))()
+    assert 200 < tokens <= 256
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_quick_values_fill_every_parameter():
+    options = ModelOptions(num_layers=1, hidden_size=64, num_attention_heads=4)
+    model = MaskedLanguageModel(options, TOKENIZER)
+    for parameter in model.parameters():
+        parameter.data.fill_(float("nan"))
+    quick_values(model, options, 1, piece=lambda parameter: (parameter, (0,) * parameter.dim()))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert model.encoder.embedding.tokens.weight.std().item() == pytest.approx(options.init_method_std, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +196,8 @@ def test_the_command_writes_ratios_of_this_run(dataset, tmp_path, capsys):
 )
 def test_a_wrong_flag_is_a_sentence_before_any_measurement(flags, expected, dataset, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("megatron_plm.benchmark.train.build_run", lambda *_: pytest.fail("the measurement began"))
-    assert run_command(main, ["train", "--data-path", str(dataset), "--preset", "tiny", *flags]) == 2
+    monkeypatch.setattr("megatron_plm.benchmark.train.build_run", lambda *_, **__: pytest.fail("the measurement began"))
+    assert run_command(main, ["train", "--data-path", str(dataset), "--presets", "tiny", *flags]) == 2
     printed = capsys.readouterr()
     assert expected.replace("_", "-") in printed.err.replace("_", "-")
     assert (printed.out, printed.err.count("\n")) == ("", 1)
@@ -122,11 +226,18 @@ def test_without_transformers_the_way_to_install_it_is_named(dataset, monkeypatc
     ],
 )
 def test_the_table_tells_where_the_peers_best_batch_size_is_at_an_end_of_those_tried(best, tried, expected):
-    result = {
-        "options": {"peer_batch_sizes": tried},
+    figures = {
         "tokens_per_second": {"ours": [2.0], "padded": [1.0]},
-        "peer_batch_size": {"padded": best},
+        "batch_sizes": {"ours": 4, "padded": best},
+        "tried_sizes": tried,
         "ratios": {"padded": {"median": 2.0, "bar": 2.0}},
+        "mfu": {"ours": None, "padded": None},
+        "peak_memory": {"ours": None, "padded": 2e9},
+    }
+    result = {
+        "device": "cpu",
+        "dtype": "float32",
+        "presets": {"tiny": figures},
         "machine": {"processor": "p", "threads": 1, "versions": {}},
     }
     notes = [line for line in table(result).splitlines() if line.startswith("note")]
