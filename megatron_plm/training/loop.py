@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from megatron_plm.data.loader import Batch, Step
 from megatron_plm.data.mixture import as_typed
@@ -15,9 +16,11 @@ from megatron_plm.training.checkpoint import save_checkpoint
 from megatron_plm.training.guard import StopRequest, check_finite
 from megatron_plm.training.metrics import RunLog
 from megatron_plm.training.optimizer import clip_gradients, set_learning_rate
+from megatron_plm.training.profiler import Tracer
 from megatron_plm.training.run_directory import run_directory
 from megatron_plm.training.schedule import learning_rate
 from megatron_plm.training.state import Run
+from megatron_plm.training.trace_summary import OPTIMIZER, PASSES
 
 _LARGEST_EXPONENT = 700.0  # a mean loss beyond it has a perplexity beyond float64
 
@@ -36,11 +39,17 @@ class StepMetrics:
 
 def train(run: Run, log: RunLog, stop: StopRequest) -> str:
     """Train to `train_iters`, evaluating and saving on the way; returns `finished` or `interrupted`."""
-    options, progress, directory = run.config.training, run.progress, run_directory(run.config)
-    if progress.step >= options.train_iters:
+    if run.progress.step >= run.config.training.train_iters:
         return "finished"
-    for step in run.train_loader.steps(progress.cursor):
+    with Tracer(run, log) as tracer:
+        return _train(run, log, stop, tracer)
+
+
+def _train(run: Run, log: RunLog, stop: StopRequest, tracer: Tracer) -> str:
+    options, progress, directory = run.config.training, run.progress, run_directory(run.config)
+    for step in tracer.waited_for(run.train_loader.steps(progress.cursor)):
         metrics = train_step(run, step)
+        tracer.after_step()
         if not metrics.num_labels:
             raise UserError(
                 f"--data-path {as_typed(run.config.data.data_path)}: a whole batch holds no letter that the "
@@ -88,8 +97,8 @@ def train_step(run: Run, step: Step) -> StepMetrics:
     if run.config.model.attention_dropout:
         # The one thing that draws from torch's generator: by the step, so that a resumed run draws the same.
         torch.manual_seed(derive_key("attention dropout", options.seed, run.progress.step, world.rank))
-    model.passes.train([model.prepared(batch) for batch in step.micro_batches], criterion)
-    grad_norm = clip_gradients(model.parameters, options.clip_grad, world, copies=list(model.copies.values()))
+    with record_function(PASSES):
+        model.passes.train([model.prepared(batch) for batch in step.micro_batches], criterion)
     lr = learning_rate(
         run.progress.step,
         peak=options.lr,
@@ -99,8 +108,10 @@ def train_step(run: Run, step: Step) -> StepMetrics:
         style=options.lr_decay_style,
     )
     set_learning_rate(run.optimizer, lr)
-    run.optimizer.step()
-    run.optimizer.zero_grad()
+    with record_function(OPTIMIZER):
+        grad_norm = clip_gradients(model.parameters, options.clip_grad, world, copies=list(model.copies.values()))
+        run.optimizer.step()
+        run.optimizer.zero_grad()
     return StepMetrics(loss_sum, grad_norm, lr, int(num_tokens), int(num_labels), int(num_cropped))
 
 

@@ -106,6 +106,10 @@ class RunLog:
         self.say(f"saved {path}")
         self._interval.started = time.perf_counter()
 
+    def leave_out(self, seconds: float) -> None:
+        """Count so many seconds of the last ones in no throughput."""
+        self._interval.started += seconds
+
     def end(self, step: int, status: str) -> None:
         """Write the last line and close."""
         self._write(
