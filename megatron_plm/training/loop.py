@@ -13,6 +13,7 @@ from megatron_plm.errors import UserError
 from megatron_plm.model.heads import summed_cross_entropy
 from megatron_plm.philox import derive_key
 from megatron_plm.training.checkpoint import save_checkpoint
+from megatron_plm.training.device import on_device
 from megatron_plm.training.guard import StopRequest, check_finite
 from megatron_plm.training.metrics import RunLog
 from megatron_plm.training.optimizer import clip_gradients, set_learning_rate
@@ -47,7 +48,8 @@ def train(run: Run, log: RunLog, stop: StopRequest) -> str:
 
 def _train(run: Run, log: RunLog, stop: StopRequest, tracer: Tracer) -> str:
     options, progress, directory = run.config.training, run.progress, run_directory(run.config)
-    for step in tracer.waited_for(run.train_loader.steps(progress.cursor)):
+    steps = tracer.waited_for(run.train_loader.steps(progress.cursor))
+    for step in on_device(steps, run.world.device):
         metrics = train_step(run, step)
         tracer.after_step()
         if not metrics.num_labels:
@@ -64,7 +66,8 @@ def _train(run: Run, log: RunLog, stop: StopRequest, tracer: Tracer) -> str:
         last = finished or interrupted
         evaluates = run.valid_loader is not None and (_due(progress.step, options.eval_interval) or last)
         saves = directory is not None and (_due(progress.step, options.save_interval) or last)
-        log.train(progress, metrics, flush=evaluates or saves or last or _due(progress.step, options.log_interval))
+        at_once = evaluates or saves or last
+        log.train(progress, metrics, due=at_once or _due(progress.step, options.log_interval), at_once=at_once)
         if evaluates and not interrupted:
             log.valid(progress.step, evaluate(run))
         if directory and saves:
