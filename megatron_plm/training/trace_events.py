@@ -69,7 +69,8 @@ def read_trace(path: Path) -> Trace:
 
 def parse_trace(entries: Sequence[dict[str, Any]]) -> Trace:
     """The events among the entries of a trace."""
-    host, device = [], []
+    host: list[Event] = []
+    device: list[Event] = []
     for entry in entries:
         category = entry.get("cat")
         if entry.get("ph") != "X" or category not in _HOST_CATEGORIES | _DEVICE_CATEGORIES:

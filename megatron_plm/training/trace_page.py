@@ -1,5 +1,7 @@
 """The sums over a trace for people: a page in Markdown, and a few words for the terminal."""
 
+from collections.abc import Sequence
+
 from megatron_plm.training.trace_summary import OUTSIDE, Summary
 
 _LONGEST_SHAPES = 60  # characters
@@ -60,7 +62,7 @@ def _amounts(microseconds: float, summary: Summary) -> tuple[str, str]:
     return _per_step(microseconds, summary), _share(microseconds, summary)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     return [_line(head), _line(("---",) * len(head)), *map(_line, rows)]
 
 
