@@ -46,8 +46,10 @@ def write_description(directory: Path, config: Config, state: CheckpointState) -
 
 
 def write_config(path: Path, config: Config) -> None:
-    """Write the configuration for later starts: without `load`, which only says how this one began."""
-    begun_anew = replace(config, training=replace(config.training, load=None))
+    """Write the configuration for later starts: without what concerns this one only, its beginning and traces."""
+    no_trace: dict[str, Any] = {"profile": False, "record_memory_history": False}
+    no_trace |= dict.fromkeys(("profile_step_start", "profile_step_end", "profile_ranks"))
+    begun_anew = replace(config, training=replace(config.training, load=None, **no_trace))
     path.write_text(to_toml(begun_anew), encoding="utf-8")
 
 

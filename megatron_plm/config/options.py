@@ -152,6 +152,17 @@ class TrainingOptions:
     )
     save_interval: int = option(500, "steps between two checkpoints; the last step is always saved")
     keep_last: int = option(3, "checkpoints to keep; older ones of this run are deleted")
+    profile: bool = option(False, "trace some steps, and write the trace and a summary into the run directory")
+    profile_step_start: int | None = option(
+        None, "steps of the run before the traced ones (default: ten after this start, or what a short run allows)"
+    )
+    profile_step_end: int | None = option(
+        None, "steps of the run up to the last traced one (default: two after the start of the trace)"
+    )
+    profile_ranks: str | None = option(
+        None, "processes that trace, by rank with commas between, or all (default: the first)"
+    )
+    record_memory_history: bool = option(False, "with --profile: a snapshot of a GPU's memory, with its history, too")
 
 
 @dataclass(frozen=True, kw_only=True)

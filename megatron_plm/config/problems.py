@@ -3,8 +3,9 @@
 import math
 
 from megatron_plm.config.layout import layout_problems
-from megatron_plm.config.options import Config, DataOptions, ModelOptions
+from megatron_plm.config.options import Config, DataOptions, ModelOptions, TrainingOptions
 
+ALL_RANKS = "all"  # of --profile-ranks
 _LARGEST_DISTANCE = 4096  # of the head counts that are proposed from the one that was asked for
 
 
@@ -69,7 +70,30 @@ def problems(config: Config, *, world_size: int = 1) -> list[str]:
         training.min_lr <= training.lr,
         f"--min-lr {training.min_lr} is above --lr {training.lr}; lower --min-lr",
     )
+    found += _profile_problems(config.training, world_size)
     return found or layout_problems(config, world_size)
+
+
+def _profile_problems(training: TrainingOptions, world_size: int) -> list[str]:
+    start, end, ranks = training.profile_step_start, training.profile_step_end, training.profile_ranks
+    if not training.profile:
+        given = {"profile-step-start": start, "profile-step-end": end, "profile-ranks": ranks}
+        flags = [f"--{name}" for name, value in given.items() if value is not None]
+        flags += ["--record-memory-history"] if training.record_memory_history else []
+        return [f"{', '.join(flags)}: nothing is traced without --profile; give that too"] if flags else []
+    found = []
+    if training.save is None:
+        found.append("--profile writes into the run directory, and there is none: give --save too")
+    if start is not None and end is not None and end <= start:
+        found.append(f"--profile-step-end {end} must be above --profile-step-start {start}")
+    if ranks not in (None, ALL_RANKS):
+        words = (ranks or "").split(",")
+        if not all(word.isdecimal() and str(int(word)) == word and int(word) < world_size for word in words):
+            found.append(
+                f"--profile-ranks {ranks}: expected numbers below {world_size}, the number of processes, with commas "
+                f"between, or {ALL_RANKS}"
+            )
+    return found
 
 
 def _position_problems(model: ModelOptions, data: DataOptions) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from megatron_plm.data.loader import Batch, Step
 from megatron_plm.data.mixture import as_typed
@@ -12,12 +13,15 @@ from megatron_plm.errors import UserError
 from megatron_plm.model.heads import summed_cross_entropy
 from megatron_plm.philox import derive_key
 from megatron_plm.training.checkpoint import save_checkpoint
+from megatron_plm.training.device import on_device
 from megatron_plm.training.guard import StopRequest, check_finite
 from megatron_plm.training.metrics import RunLog
 from megatron_plm.training.optimizer import clip_gradients, set_learning_rate
+from megatron_plm.training.profiler import Tracer
 from megatron_plm.training.run_directory import run_directory
 from megatron_plm.training.schedule import learning_rate
 from megatron_plm.training.state import Run
+from megatron_plm.training.trace_summary import OPTIMIZER, PASSES
 
 _LARGEST_EXPONENT = 700.0  # a mean loss beyond it has a perplexity beyond float64
 
@@ -36,11 +40,18 @@ class StepMetrics:
 
 def train(run: Run, log: RunLog, stop: StopRequest) -> str:
     """Train to `train_iters`, evaluating and saving on the way; returns `finished` or `interrupted`."""
-    options, progress, directory = run.config.training, run.progress, run_directory(run.config)
-    if progress.step >= options.train_iters:
+    if run.progress.step >= run.config.training.train_iters:
         return "finished"
-    for step in run.train_loader.steps(progress.cursor):
+    with Tracer(run, log) as tracer:
+        return _train(run, log, stop, tracer)
+
+
+def _train(run: Run, log: RunLog, stop: StopRequest, tracer: Tracer) -> str:
+    options, progress, directory = run.config.training, run.progress, run_directory(run.config)
+    steps = tracer.waited_for(run.train_loader.steps(progress.cursor))
+    for step in on_device(steps, run.world.device):
         metrics = train_step(run, step)
+        tracer.after_step()
         if not metrics.num_labels:
             raise UserError(
                 f"--data-path {as_typed(run.config.data.data_path)}: a whole batch holds no letter that the "
@@ -55,7 +66,8 @@ def train(run: Run, log: RunLog, stop: StopRequest) -> str:
         last = finished or interrupted
         evaluates = run.valid_loader is not None and (_due(progress.step, options.eval_interval) or last)
         saves = directory is not None and (_due(progress.step, options.save_interval) or last)
-        log.train(progress, metrics, flush=evaluates or saves or last or _due(progress.step, options.log_interval))
+        at_once = evaluates or saves or last
+        log.train(progress, metrics, due=at_once or _due(progress.step, options.log_interval), at_once=at_once)
         if evaluates and not interrupted:
             log.valid(progress.step, evaluate(run))
         if directory and saves:
@@ -88,8 +100,8 @@ def train_step(run: Run, step: Step) -> StepMetrics:
     if run.config.model.attention_dropout:
         # The one thing that draws from torch's generator: by the step, so that a resumed run draws the same.
         torch.manual_seed(derive_key("attention dropout", options.seed, run.progress.step, world.rank))
-    model.passes.train([model.prepared(batch) for batch in step.micro_batches], criterion)
-    grad_norm = clip_gradients(model.parameters, options.clip_grad, world, copies=list(model.copies.values()))
+    with record_function(PASSES):
+        model.passes.train([model.prepared(batch) for batch in step.micro_batches], criterion)
     lr = learning_rate(
         run.progress.step,
         peak=options.lr,
@@ -99,8 +111,10 @@ def train_step(run: Run, step: Step) -> StepMetrics:
         style=options.lr_decay_style,
     )
     set_learning_rate(run.optimizer, lr)
-    run.optimizer.step()
-    run.optimizer.zero_grad()
+    with record_function(OPTIMIZER):
+        grad_norm = clip_gradients(model.parameters, options.clip_grad, world, copies=list(model.copies.values()))
+        run.optimizer.step()
+        run.optimizer.zero_grad()
     return StepMetrics(loss_sum, grad_norm, lr, int(num_tokens), int(num_labels), int(num_cropped))
 
 

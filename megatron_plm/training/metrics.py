@@ -8,7 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from megatron_plm.files import write_errors_told
+from megatron_plm.training.device import DeviceValues
 from megatron_plm.training.guard import check_finite
 from megatron_plm.training.run_directory import METRICS_FILE, TENSORBOARD, run_directory
 from megatron_plm.training.state import Progress, Run
@@ -25,16 +28,28 @@ class _Interval:
     steps: "list[StepMetrics]" = field(default_factory=list)
 
 
+@dataclass
+class _Line:
+    """A line of training metrics whose values are on their way to the host."""
+
+    values: DeviceValues
+    started: float
+    num_steps: int
+    num_labels: int
+    record: dict[str, Any]
+
+
 class RunLog:
     """Writes on the main process only; the others take part in the sums.
 
-    Device values are read when a line is due, so that steps in between never wait for the device.
+    A GPU's values are read a step late, so that it always has a step to go on with.
     """
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._start = time.perf_counter()
         self._interval = _Interval()
+        self._late: _Line | None = None
         directory = run_directory(run.config)
         self._file = None
         self._tensorboard = None
@@ -51,45 +66,66 @@ class RunLog:
         """Record what runs, before the first step."""
         self._write({"kind": "start", **description})
 
-    def train(self, progress: Progress, metrics: "StepMetrics", *, flush: bool) -> None:
-        """Take the metrics of one step; with `flush` write a line for the steps since the last one.
+    def train(self, progress: Progress, metrics: "StepMetrics", *, due: bool, at_once: bool) -> None:
+        """Take the metrics of one step; where a line is `due`, write one for the steps since the last.
 
-        Collective when flushing. Raises UserError where the loss or the gradient is not finite.
+        A GPU's is written with the next step, unless `at_once`: the GPU has that to do while this one's values come.
+        Collective when writing. Raises UserError where the loss or the gradient is not finite.
         """
         self._interval.steps.append(metrics)
-        if not flush:
+        self._write_late_line()
+        if not due:
             return
-        steps = self._interval.steps
-        (loss_total,) = self._run.world.sum(sum(step.loss_sum.item() for step in steps))
-        loss = loss_total / max(1, sum(step.num_labels for step in steps))
-        grad_norm = steps[-1].grad_norm.item()
-        check_finite(progress.step, loss, grad_norm)
-        now = time.perf_counter()
+        steps, options = self._interval.steps, self._run.config
         tokens = sum(step.num_tokens for step in steps)
-        options = self._run.config
         row_tokens = len(steps) * options.training.global_batch_size * options.data.seq_length
-        record = {
-            "step": progress.step,
+        self._late = _Line(
+            values=DeviceValues([*(step.loss_sum for step in steps), metrics.grad_norm]),
+            started=self._interval.started,
+            num_steps=len(steps),
+            num_labels=sum(step.num_labels for step in steps),
+            record={
+                "step": progress.step,
+                "loss": None,  # not known yet; here for the order
+                "lr": metrics.lr,
+                "grad_norm": None,
+                "tokens": tokens,
+                "consumed_tokens": progress.consumed_tokens,
+                "fill": tokens / row_tokens,
+                "cropped": sum(step.num_cropped for step in steps),  # proteins
+                "epochs": self._run.train_loader.epochs(progress.cursor),  # of each dataset
+            },
+        )
+        self._interval = _Interval()
+        if at_once or not _reads_late(self._run.world.device):
+            self._write_late_line()
+
+    def _write_late_line(self) -> None:
+        if self._late is None:
+            return
+        line, self._late = self._late, None
+        *loss_sums, grad_norm = line.values.read()
+        if line.values.on_device:  # the host may have been ahead: the device's time counts
+            self._interval.started = line.values.seconds
+        record = line.record
+        (loss_total,) = self._run.world.sum(sum(loss_sums))
+        loss = loss_total / max(1, line.num_labels)
+        check_finite(record["step"], loss, grad_norm)
+        took = line.values.seconds - line.started
+        record |= {
             "loss": loss,
-            "lr": steps[-1].lr,
             "grad_norm": grad_norm,
-            "tokens": tokens,
-            "consumed_tokens": progress.consumed_tokens,
-            "fill": tokens / row_tokens,
-            "cropped": sum(step.num_cropped for step in steps),  # proteins
-            "epochs": self._run.train_loader.epochs(progress.cursor),  # of each dataset
-            "tokens_per_second": tokens / (now - self._interval.started),
-            "elapsed_seconds": now - self._start,
+            "tokens_per_second": record["tokens"] / took,
+            "elapsed_seconds": line.values.seconds - self._start,
         }
-        seconds_left = (now - self._interval.started) / len(steps) * (options.training.train_iters - progress.step)
+        seconds_left = took / line.num_steps * (self._run.config.training.train_iters - record["step"])
         self._write({"kind": "train", **record})
         self._scalars("train", record, ("loss", "lr", "grad_norm", "tokens_per_second", "fill"))
         self._show(
-            progress.step,
+            record["step"],
             f"loss {loss:.4f}  lr {record['lr']:.2e}  {record['tokens_per_second']:,.0f} tokens/s  "
             f"ETA {_duration(seconds_left)}",
         )
-        self._interval = _Interval()
 
     def valid(self, step: int, record: dict[str, float]) -> None:
         """Write the result of one evaluation; the time it took counts in no throughput."""
@@ -105,6 +141,12 @@ class RunLog:
         """Note a checkpoint; the time it took counts in no throughput."""
         self.say(f"saved {path}")
         self._interval.started = time.perf_counter()
+
+    def leave_out(self, seconds: float) -> None:
+        """Count so many seconds of the last ones in no throughput."""
+        self._interval.started += seconds
+        if self._late is not None and self._late.values.on_device:  # its time is still running
+            self._late.started += seconds
 
     def end(self, step: int, status: str) -> None:
         """Write the last line and close."""
@@ -193,6 +235,10 @@ def _tensorboard_writer(directory: Path, step: int) -> Any:
         print("TensorBoard files are not written: pip install tensorboard to have them", file=sys.stderr)
         return None
     return SummaryWriter(str(directory), purge_step=step + 1)
+
+
+def _reads_late(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _duration(seconds: float) -> str:

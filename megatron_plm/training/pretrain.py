@@ -27,6 +27,7 @@ from megatron_plm.parallel.mesh import (
     OtherOptions,
     World,
     check_devices,
+    device,
     joined_world,
     local_rank,
     process_rank,
@@ -38,6 +39,7 @@ from megatron_plm.training.checkpoint import load_checkpoint, load_pretrained_we
 from megatron_plm.training.guard import StopRequest
 from megatron_plm.training.loop import train
 from megatron_plm.training.metrics import RunLog
+from megatron_plm.training.profiler import check_memory_history, traced_steps
 from megatron_plm.training.run_directory import (
     RunStatus,
     begins_anew,
@@ -62,6 +64,7 @@ def main(argv: Sequence[str]) -> int:
             sys.stdout.write(to_toml(config) if local_rank() == 0 else "")
             return 0
         check_devices()
+        check_memory_history(config, device())
         datasets = open_datasets(config)
         check_run_directory(config)
     except UserError as error:
@@ -128,6 +131,7 @@ def _pretrain(config: Config, world: World, datasets: Datasets, argv: Sequence[s
     stop = StopRequest()
     run = build_run(config, world, datasets)
     begun_with = _load(run)
+    traced_steps(config, run.progress.step)  # raises where there are none to trace
     directory = run_directory(config)
     if directory and world.is_main:
         with atomic_file(directory / CONFIG_FILE) as aside:

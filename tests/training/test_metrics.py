@@ -42,6 +42,29 @@ def slow(monkeypatch):
     slowed("save_checkpoint", CHECKPOINT)
 
 
+def test_lines_read_a_step_late_say_the_same(pair_data, tmp_path, monkeypatch):
+    flags = [*pair_data.flags, "--train-iters=9", "--log-interval=2", "--eval-interval=5", "--save-interval=8"]
+    assert pretrain(*flags, f"--save={tmp_path / 'at_once'}") == 0
+    monkeypatch.setattr(metrics, "_reads_late", lambda _: True)
+    assert pretrain(*flags, f"--save={tmp_path / 'late'}") == 0
+    runs = [records(tmp_path / name, kind) for name in ("at_once", "late") for kind in ("train", "valid")]
+    for record in [record for lines in runs for record in lines]:
+        for name in ("tokens_per_second", "elapsed_seconds"):
+            record.pop(name, None)
+    assert runs[0] == runs[2]
+    assert runs[1] == runs[3]
+    assert [record["step"] for record in runs[2]] == [2, 4, 5, 6, 8, 9]
+
+
+def test_a_loss_read_a_step_late_still_stops_the_run_before_it_is_saved(pair_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(metrics, "_reads_late", lambda _: True)
+    flags = [*pair_data.flags, "--lr=1e30", "--clip-grad=0", "--lr-warmup-iters=0", "--save-interval=10"]
+    assert pretrain(*flags, "--train-iters=20", f"--save={tmp_path}") == 1
+    assert "the loss is nan" in capsys.readouterr().err
+    assert not list(tmp_path.glob("checkpoints/step_*"))
+    assert (tmp_path / "status").read_text() == "failed\n"
+
+
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize(("log", "evaluation", "save"), [(4, 3, 9), (100, 5, 4), (1, 4, 6)])
 def test_throughput_counts_all_of_training_and_nothing_else(log, evaluation, save, pair_data, tmp_path):
