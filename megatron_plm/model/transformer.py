@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.kernels.linear import Linear
+from megatron_plm.kernels.rotary import rotate
 from megatron_plm.model.attention import PackedAttention, Sequences
 from megatron_plm.model.heads import LabelledPositions, MaskedLanguageModelHead
 from megatron_plm.model.layers import (
@@ -21,7 +22,6 @@ from megatron_plm.model.layers import (
     TokenEmbedding,
     block_keys,
     build_norm,
-    rotate,
 )
 from megatron_plm.tokenizers import Tokenizer
 
