@@ -59,9 +59,7 @@ def _bias_gelu(x: Tensor, bias: Tensor | None, by_tanh: bool) -> Tensor:
     return F.gelu(_biased(x, bias), approximate="tanh" if by_tanh else "none").to(x.dtype)
 
 
-@_bias_gelu.register_fake
-def _(x, bias, by_tanh):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape)
+_bias_gelu.register_fake(lambda x, *_: x.new_empty(x.shape))
 
 
 @torch.library.custom_op(
@@ -79,9 +77,7 @@ def _bias_gelu_backward(grad: Tensor, x: Tensor, bias: Tensor | None, by_tanh: b
     return _gradients(wide(grad) * slope, x, bias)
 
 
-@_bias_gelu_backward.register_fake
-def _(grad, x, bias, by_tanh):  # type: ignore[no-untyped-def]
-    return _empty_gradients(x, bias)
+_bias_gelu_backward.register_fake(lambda _, x, bias, *__: _empty_gradients(x, bias))
 
 
 @torch.library.custom_op("megatron_plm::bias_swiglu", mutates_args=(), schema="(Tensor x, Tensor? bias) -> Tensor")
@@ -90,9 +86,7 @@ def _bias_swiglu(x: Tensor, bias: Tensor | None) -> Tensor:
     return (F.silu(gate) * value).to(x.dtype)
 
 
-@_bias_swiglu.register_fake
-def _(x, bias):  # type: ignore[no-untyped-def]
-    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
+_bias_swiglu.register_fake(lambda x, *_: x.new_empty((*x.shape[:-1], x.shape[-1] // 2)))
 
 
 @torch.library.custom_op(
@@ -107,12 +101,10 @@ def _bias_swiglu_backward(grad: Tensor, x: Tensor, bias: Tensor | None) -> tuple
     return _gradients(torch.stack([dgate, dy * gate * sigmoid], dim=-1).flatten(-2), x, bias)
 
 
-@_bias_swiglu_backward.register_fake
-def _(grad, x, bias):  # type: ignore[no-untyped-def]
-    return _empty_gradients(x, bias)
+_bias_swiglu_backward.register_fake(lambda _, x, bias: _empty_gradients(x, bias))
 
 
-def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]  # noqa: ARG001
     x, bias, *ctx.by_tanh = inputs  # a SwiGLU has no such argument
     ctx.save_for_backward(x, bias)
 

@@ -57,12 +57,10 @@ def _dropout_add(x: Tensor, residual: Tensor | None, keys: Tensor, rate: float, 
     return (dropped if residual is None else wide(residual) + dropped).to(x.dtype)
 
 
-@_dropout_add.register_fake
-def _(x, residual, keys, rate, site):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape)
+_dropout_add.register_fake(lambda x, *_: x.new_empty(x.shape))
 
 
-def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]  # noqa: ARG001
     _, _, keys, ctx.rate, ctx.site = inputs
     ctx.save_for_backward(keys)
 

@@ -80,7 +80,8 @@ def _dropout_add_norm(
 
 
 @_dropout_add_norm.register_fake
-def _(x, residual, weight, bias, keys, rate, site, eps, is_rms):  # type: ignore[no-untyped-def]
+def _(x, *others):  # type: ignore[no-untyped-def]
+    is_rms = others[-1]
     statistics = torch.float64 if x.dtype == torch.float64 else torch.float32
     mean = x.new_empty(0 if is_rms else x.shape[:-1], dtype=statistics)
     return x.new_empty(x.shape), x.new_empty(x.shape), mean, x.new_empty(x.shape[:-1], dtype=statistics)
@@ -125,7 +126,8 @@ def _dropout_add_norm_backward(
 
 
 @_dropout_add_norm_backward.register_fake
-def _(grad_total, grad_normed, total, weight, mean, r, keys, rate, site, is_rms, has_bias):  # type: ignore[no-untyped-def]
+def _(*given):  # type: ignore[no-untyped-def]
+    _, _, total, weight, _, _, _, rate, _, _, has_bias = given
     dx = total.new_empty(0 if rate == 0 else total.shape)
     return total.new_empty(total.shape), dx, weight.new_empty(weight.shape), weight.new_empty(len(weight) * has_bias)
 

@@ -47,7 +47,7 @@ def _bias_rotary(qkv: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor) -> 
 
 
 @_bias_rotary.register_fake
-def _(qkv, bias, cos, sin):  # type: ignore[no-untyped-def]
+def _(qkv, *_):  # type: ignore[no-untyped-def]
     T, N, _, H = qkv.shape
     return tuple(qkv.new_empty((T, N, H)) for _ in range(3))
 
@@ -70,12 +70,12 @@ def _bias_rotary_backward(
 
 
 @_bias_rotary_backward.register_fake
-def _(dq, dk, dv, cos, sin, has_bias):  # type: ignore[no-untyped-def]
-    T, N, H = dq.shape
+def _(dq, *others):  # type: ignore[no-untyped-def]
+    (T, N, H), has_bias = dq.shape, others[-1]
     return dq.new_empty((T, N, 3, H)), dq.new_empty(3 * N * H * has_bias)
 
 
-def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]  # noqa: ARG001
     _, bias, cos, sin = inputs
     ctx.has_bias = bias is not None
     ctx.save_for_backward(cos, sin)
