@@ -3,6 +3,7 @@
 # make lint     formatting, style and types
 # make bench    training and embedding against transformers, and data against megatron-core, on this machine
 # make bench-finetune   memory, time and score of full, adapted and frozen fine-tuning, on this machine
+# make kernels  the CUDA kernels of --fused-kernels, for the torch of PYTHON or of the virtual environment; needs nvcc
 # make fuzz     random input for the C++ data code and the index reader, under sanitizers, for minutes
 # make install  the package into the Python that PYTHON names, beside the torch that is there (containers, clusters)
 # make clean    remove the virtual environment and what the demo made
@@ -13,7 +14,7 @@ PY := $(VENV)/bin/python
 EXAMPLES := examples/data
 DEMO := demo
 
-.PHONY: demo test lint bench bench-finetune fuzz install clean
+.PHONY: demo test lint bench bench-finetune kernels fuzz install clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/.evaluated
@@ -36,11 +37,15 @@ bench: $(VENV)/.test $(DEMO)/data/train.json
 bench-finetune: $(VENV)/.test
 	$(PY) tools/benchmark.py finetune --data-dir $(EXAMPLES)/peptides
 
+kernels: megatron_plm/kernels/_cuda_kernels.so
+megatron_plm/kernels/_cuda_kernels.so: megatron_plm/kernels/build.py $(wildcard csrc/kernels/*)
+	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m megatron_plm.kernels.build --output $@
+
 fuzz: $(VENV)/.test
 	$(PY) tests/fuzz/fuzz.py --seconds 300 --keep build/fuzz
 
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info megatron_plm/data/_native*.so
+	rm -rf $(VENV) $(DEMO) build *.egg-info megatron_plm/data/_native*.so megatron_plm/kernels/_cuda_kernels.so
 
 # --- installing ----------------------------------------------------------------------------------------------------
 # pip builds the extension in an environment of its own, which sees constraints only through these variables: older pips

@@ -1,6 +1,6 @@
 """Builds the CPU extension `megatron_plm.data._native`; everything else is declared in pyproject.toml.
 
-The CUDA kernels are never built here: a CPU-only torch cannot load them (see docs/architecture.md).
+The CUDA kernels are never built here: a CPU-only torch cannot load them (see docs/kernels.md).
 """
 
 from glob import glob

@@ -1,0 +1,255 @@
+// Dropout + sum + norm, forward and backward: a warp or a block a row, the row in registers.
+
+#include "launch.cuh"
+#include "norm.h"
+
+namespace megatron_plm {
+namespace {
+
+constexpr int kRowsOfWarps = 4;     // rows of a block whose rows are a warp's
+constexpr int kMaxPartials = 512;   // blocks of the backward pass, whatever the GPU: the order of additions is fixed
+
+template <typename T>
+struct Forward {
+  const T *x, *residual, *weight, *bias;
+  const int64_t* keys;
+  T *total, *normed;
+  float *mean, *r;
+  int64_t rows;
+  int width;
+  float eps;
+  Dropout dropout;
+};
+
+template <typename T>
+struct Backward {
+  const T *grad_total, *grad, *total, *weight;
+  const float *mean, *r;
+  const int64_t* keys;
+  T *ds, *dx;
+  float* partials;  // [blocks, 2, width]: of the weight, of the bias
+  int64_t rows;
+  int width;
+  Dropout dropout;
+};
+
+// The sum over the threads of one row, for all of them. kWarps > 1: the row is the block's, all threads take part.
+template <int kWarps>
+__device__ float row_sum(float value) {
+  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(0xFFFFFFFFu, value, step);
+  if constexpr (kWarps > 1) {
+    __shared__ float sums[kWarps];
+    __syncthreads();  // of the sum before, all have read
+    if (threadIdx.x % kWarp == 0) sums[threadIdx.x / kWarp] = value;
+    __syncthreads();
+    value = 0.0f;
+    for (int warp = 0; warp < kWarps; ++warp) value += sums[warp];
+  }
+  return value;
+}
+
+template <typename T, int kSize, int kChunks, int kWarps>
+__global__ void __launch_bounds__(kWarps == 1 ? kRowsOfWarps* kWarp : kWarps* kWarp) forward_kernel(Forward<T> of) {
+  constexpr int kThreads = kWarps * kWarp;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kThreads) + threadIdx.x / kThreads;
+  if (row >= of.rows) return;  // a whole warp, where a row is a warp's
+  const int64_t at = row * of.width;
+  Share<kSize, kChunks> share{static_cast<int>(threadIdx.x % kThreads), kThreads, of.width, {}};
+  const uint32_t key = of.keys ? static_cast<uint32_t>(of.keys[row]) : 0u;
+  const float sum = add_branch(share, of.x + at, of.residual + at, of.total + at, of.dropout, key);
+  const float mean = of.mean ? row_sum<kWarps>(sum) / of.width : 0.0f;
+  const float r = rsqrtf(row_sum<kWarps>(squared_distance(share, mean)) / of.width + of.eps);
+  write_normed(share, mean, r, of.weight, of.bias, of.normed + at);
+  if (share.thread == 0) {
+    if (of.mean) of.mean[row] = mean;
+    of.r[row] = r;
+  }
+}
+
+template <typename T, int kSize, int kChunks, int kWarps>
+__global__ void __launch_bounds__(kWarps == 1 ? kRowsOfWarps* kWarp : kWarps* kWarp) backward_kernel(Backward<T> of) {
+  constexpr int kThreads = kWarps * kWarp;
+  const int groups = blockDim.x / kThreads, group = threadIdx.x / kThreads;
+  Share<kSize, kChunks> normed{static_cast<int>(threadIdx.x % kThreads), kThreads, of.width, {}};
+  Share<kSize, kChunks> scaled = normed;
+  float weight_sums[kChunks][kSize] = {}, bias_sums[kChunks][kSize] = {};
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * groups + group; row < of.rows;
+       row += static_cast<int64_t>(gridDim.x) * groups) {
+    const int64_t at = row * of.width;
+    const float r = of.r[row], mean = of.mean ? of.mean[row] : 0.0f;
+    TwoSums means = read_gradient(normed, scaled, of.grad + at, of.total + at, of.weight, mean, r, weight_sums,
+                                  bias_sums);
+    means.first = row_sum<kWarps>(means.first) / of.width;
+    means.second = of.mean ? row_sum<kWarps>(means.second) / of.width : 0.0f;
+    write_gradient(normed, scaled, means, r, of.grad_total ? of.grad_total + at : nullptr, of.ds + at,
+                   of.dx ? of.dx + at : nullptr, of.dropout, of.keys ? static_cast<uint32_t>(of.keys[row]) : 0u);
+  }
+  // The rows' groups add up in shared memory, [groups, 2, width], then the block writes its part.
+  extern __shared__ float shared[];
+  float* const own = shared + static_cast<int64_t>(group) * 2 * of.width;
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    const int begin = normed.begin(c);
+    if (begin >= of.width) break;
+    for (int i = 0; i < kSize; ++i) {
+      own[begin + i] = weight_sums[c][i];
+      own[of.width + begin + i] = bias_sums[c][i];
+    }
+  }
+  __syncthreads();
+  float* const partials = of.partials + static_cast<int64_t>(blockIdx.x) * 2 * of.width;
+  for (int column = threadIdx.x; column < 2 * of.width; column += blockDim.x) {
+    float sum = 0.0f;
+    for (int g = 0; g < groups; ++g) sum += shared[g * 2 * of.width + column];
+    partials[column] = sum;
+  }
+}
+
+template <typename T>
+__global__ void dropout_add_kernel(const T* x, const T* residual, const int64_t* keys, T* out, int64_t numel, int width,
+                                   Dropout dropout) {
+  for (int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; at < numel;
+       at += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+    const int64_t row = at / width;
+    const float value = dropout(to_float(x[at]), static_cast<uint32_t>(keys[row]), static_cast<int>(at - row * width));
+    out[at] = from_float<T>(residual ? to_float(residual[at]) + value : value);
+  }
+}
+
+template <typename T, int kSize, int kChunks, int kWarps>
+struct Fit {
+  static constexpr int kVector = kSize, kParts = kChunks, kWarpsOfRow = kWarps;
+  static constexpr int kThreads = kWarps == 1 ? kRowsOfWarps * kWarp : kWarps * kWarp;
+  static constexpr int kRows = kWarps == 1 ? kRowsOfWarps : 1;
+};
+
+// Runs `body` with the smallest fit of a row: vectors of 16 bytes where width and memory allow, else single values.
+template <typename T, class Body>
+void with_fit(int64_t width, bool aligned, int64_t max_width, Body body) {
+  constexpr int kVector = 16 / sizeof(T), kSpan = kVector * 2 * kWarp;
+  STD_TORCH_CHECK(width >= 1 && width <= max_width, "rows of ", width, " features; the kernel takes 1 to ", max_width);
+  if (aligned && width % kVector == 0 && width <= kSpan) {
+    body(Fit<T, kVector, 2, 1>{});
+  } else if (aligned && width % kVector == 0 && width <= 4 * kSpan) {
+    body(Fit<T, kVector, 2, 4>{});
+  } else if (aligned && width % kVector == 0 && width <= 16 * kSpan) {
+    body(Fit<T, kVector, 2, 16>{});
+  } else if (width <= 16 * kWarp * 4) {
+    body(Fit<T, 1, 16, 4>{});
+  } else {
+    body(Fit<T, 1, 16, 16>{});
+  }
+}
+
+constexpr int64_t kMaxWidth = 8192;
+
+Dropout checked_dropout(const MaybeTensor& keys, double rate, int64_t site, int64_t rows) {
+  STD_TORCH_CHECK(rate >= 0 && rate < 1, "rate is ", rate, ", and should be from 0 up to 1");
+  STD_TORCH_CHECK(site >= 0 && site < 4096, "site is ", site, ", and should be from 0 to 4095");
+  STD_TORCH_CHECK(rate == 0 || keys, "dropout needs the tokens' keys");
+  check(keys, ScalarType::Long, rows, "keys");
+  return Dropout::with_rate(rate, site);
+}
+
+}  // namespace
+
+Tensor dropout_add(Tensor x, MaybeTensor residual, Tensor keys, double rate, int64_t site) {
+  const int64_t numel = x.numel(), rows = keys.numel();
+  const ScalarType dtype = x.scalar_type();
+  check(x, dtype, numel, "x");
+  check(residual, dtype, numel, "residual");
+  STD_TORCH_CHECK(rows == 0 ? numel == 0 : numel % rows == 0, "there must be a key for each token of x");
+  const Dropout dropout = checked_dropout(keys, rate, site, rows);
+  const OnDevice device(x);
+  Tensor out = torch::stable::empty_like(x);
+  if (numel == 0) return out;
+  with_type(dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const auto blocks = static_cast<unsigned>(std::min<int64_t>((numel + 255) / 256, 65536));
+    dropout_add_kernel<T><<<blocks, 256, 0, device.stream()>>>(values<T>(x), values<T>(residual), values<int64_t>(keys),
+                                                               written<T>(out), numel, static_cast<int>(numel / rows),
+                                                               dropout);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_norm(Tensor x, Tensor residual, Tensor weight, MaybeTensor bias,
+                                                            MaybeTensor keys, double rate, int64_t site, double eps,
+                                                            bool is_rms) {
+  const int64_t width = weight.numel(), numel = x.numel();
+  const ScalarType dtype = x.scalar_type();
+  STD_TORCH_CHECK(width > 0 && numel % width == 0, "x must have rows of the weight's length");
+  const int64_t rows = numel / width;
+  check(x, dtype, numel, "x");
+  check(residual, dtype, numel, "residual");
+  check(weight, dtype, width, "weight");
+  check(bias, dtype, width, "bias");
+  const Dropout dropout = checked_dropout(keys, rate, site, rows);
+  const OnDevice device(x);
+  const auto tokens = x.sizes().slice(0, x.dim() - 1);
+  Tensor total = torch::stable::empty_like(x), normed = torch::stable::empty_like(x);
+  const int64_t none = 0;
+  Tensor mean = torch::stable::new_empty(
+      x, is_rms ? torch::headeronly::IntHeaderOnlyArrayRef(&none, 1) : tokens, ScalarType::Float);
+  Tensor r = torch::stable::new_empty(x, tokens, ScalarType::Float);
+  if (rows == 0) return {total, normed, mean, r};
+  with_type(dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const Forward<T> of{values<T>(x), values<T>(residual), values<T>(weight), values<T>(bias), values<int64_t>(keys),
+                        written<T>(total), written<T>(normed), is_rms ? nullptr : written<float>(mean),
+                        written<float>(r), rows, static_cast<int>(width), static_cast<float>(eps), dropout};
+    const bool aligned = is_aligned({of.x, of.residual, of.weight, of.bias, of.total, of.normed}, 16);
+    with_fit<T>(width, aligned, kMaxWidth, [&](auto fit) {
+      using F = decltype(fit);
+      forward_kernel<T, F::kVector, F::kParts, F::kWarpsOfRow>
+          <<<static_cast<unsigned>((rows + F::kRows - 1) / F::kRows), F::kThreads, 0, device.stream()>>>(of);
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    });
+  });
+  return {total, normed, mean, r};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_norm_backward(MaybeTensor grad_total, Tensor grad_normed,
+                                                                     Tensor total, Tensor weight, Tensor mean, Tensor r,
+                                                                     MaybeTensor keys, double rate, int64_t site,
+                                                                     bool is_rms, bool has_bias) {
+  const int64_t width = weight.numel(), numel = total.numel(), rows = r.numel();
+  const ScalarType dtype = total.scalar_type();
+  check(grad_total, dtype, numel, "grad_total");
+  check(grad_normed, dtype, numel, "grad_normed");
+  check(total, dtype, rows * width, "total");
+  check(weight, dtype, width, "weight");
+  check(mean, ScalarType::Float, is_rms ? 0 : rows, "mean");
+  check(r, ScalarType::Float, rows, "r");
+  const Dropout dropout = checked_dropout(keys, rate, site, rows);
+  const OnDevice device(total);
+  Tensor ds = torch::stable::empty_like(total);
+  Tensor dx = rate == 0 ? torch::stable::new_empty(total, {0}) : torch::stable::empty_like(total);
+  Tensor dweight = torch::stable::empty_like(weight);
+  Tensor dbias = torch::stable::new_empty(weight, {has_bias ? width : 0});
+  with_type(dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    Backward<T> of{values<T>(grad_total), values<T>(grad_normed), values<T>(total), values<T>(weight),
+                   is_rms ? nullptr : values<float>(mean), values<float>(r), values<int64_t>(keys), written<T>(ds),
+                   rate == 0 ? nullptr : written<T>(dx), nullptr, rows, static_cast<int>(width), dropout};
+    const bool aligned = is_aligned({of.grad_total, of.grad, of.total, of.weight, of.ds, of.dx}, 16);
+    with_fit<T>(width, aligned, kMaxWidth, [&](auto fit) {
+      using F = decltype(fit);
+      const int64_t blocks = std::clamp<int64_t>((rows + F::kRows - 1) / F::kRows, 1, kMaxPartials);
+      const Tensor partials = torch::stable::new_empty(total, {blocks, 2, width}, ScalarType::Float);
+      of.partials = written<float>(partials);
+      const auto kernel = backward_kernel<T, F::kVector, F::kParts, F::kWarpsOfRow>;
+      const auto shared = static_cast<int>(F::kRows * 2 * width * sizeof(float));
+      // A block gets more than 48 KB where it asks for them.
+      STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+      kernel<<<static_cast<unsigned>(blocks), F::kThreads, shared, device.stream()>>>(of);
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+      sum_partials(of.partials, written<T>(dweight), blocks, 2 * width, width, device.stream());
+      if (has_bias) sum_partials(of.partials + width, written<T>(dbias), blocks, 2 * width, width, device.stream());
+    });
+  });
+  return {ds, dx, dweight, dbias};
+}
+
+}  // namespace megatron_plm
