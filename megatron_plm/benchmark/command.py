@@ -20,6 +20,7 @@ SUBJECTS = {
     "train": ("megatron_plm.benchmark.train", "training on this machine against transformers' EsmForMaskedLM"),
     "embed": ("megatron_plm.benchmark.embed", "embedding on this machine against transformers' EsmModel"),
     "data": ("megatron_plm.benchmark.data", "preprocessing against megatron-core's builder, and the loader"),
+    "kernels": ("megatron_plm.benchmark.kernels", "each fused op against eager PyTorch and torch.compile"),
     "parity": ("megatron_plm.benchmark.parity", "every layout against one process"),
     "convert": ("megatron_plm.benchmark.convert", "memory and speed of checkpoint conversions"),
     "finetune": ("megatron_plm.benchmark.finetune", "memory, time and score of the ways to fine-tune"),
