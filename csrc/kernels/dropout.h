@@ -29,4 +29,17 @@ struct Dropout {
   }
 };
 
+// out = residual + dropout(x), or dropout(x) without a residual, of the kSize neighbours of one row that begin at `at`.
+template <int kSize, typename T>
+HOST_DEVICE void add_dropped(const T* x, const T* residual, const int64_t* keys, T* out, int64_t at, int64_t width,
+                             const Dropout& dropout) {
+  const int64_t row = at / width;
+  const auto key = static_cast<uint32_t>(keys[row]);
+  float values[kSize], sum[kSize];
+  load<kSize>(x + at, values);
+  load_bias<kSize>(residual, at, sum);
+  for (int i = 0; i < kSize; ++i) sum[i] += dropout(values[i], key, static_cast<int>(at - row * width) + i);
+  store<kSize>(out + at, sum);
+}
+
 }  // namespace megatron_plm

@@ -105,14 +105,12 @@ __global__ void __launch_bounds__(kWarps == 1 ? kRowsOfWarps* kWarp : kWarps* kW
   }
 }
 
-template <typename T>
-__global__ void dropout_add_kernel(const T* x, const T* residual, const int64_t* keys, T* out, int64_t numel, int width,
-                                   Dropout dropout) {
-  for (int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; at < numel;
-       at += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    const int64_t row = at / width;
-    const float value = dropout(to_float(x[at]), static_cast<uint32_t>(keys[row]), static_cast<int>(at - row * width));
-    out[at] = from_float<T>(residual ? to_float(residual[at]) + value : value);
+template <int kSize, typename T>
+__global__ void dropout_add_kernel(const T* x, const T* residual, const int64_t* keys, T* out, int64_t numel,
+                                   int64_t width, Dropout dropout) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x * kSize;
+  for (int64_t at = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kSize; at < numel; at += step) {
+    add_dropped<kSize>(x, residual, keys, out, at, width, dropout);
   }
 }
 
@@ -165,10 +163,15 @@ Tensor dropout_add(Tensor x, MaybeTensor residual, Tensor keys, double rate, int
   if (numel == 0) return out;
   with_type(dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const auto blocks = static_cast<unsigned>(std::min<int64_t>((numel + 255) / 256, 65536));
-    dropout_add_kernel<T><<<blocks, 256, 0, device.stream()>>>(values<T>(x), values<T>(residual), values<int64_t>(keys),
-                                                               written<T>(out), numel, static_cast<int>(numel / rows),
-                                                               dropout);
+    constexpr int kVector = 16 / sizeof(T);
+    const T *from = values<T>(x), *to_add = values<T>(residual);
+    T* const to = written<T>(out);
+    const int64_t width = numel / rows;
+    const bool by_vector = width % kVector == 0 && is_aligned({from, to_add, to}, 16);
+    const auto kernel = by_vector ? dropout_add_kernel<kVector, T> : dropout_add_kernel<1, T>;
+    const int64_t vectors = by_vector ? numel / kVector : numel;
+    const auto blocks = static_cast<unsigned>(std::min<int64_t>((vectors + 255) / 256, 65536));
+    kernel<<<blocks, 256, 0, device.stream()>>>(from, to_add, values<int64_t>(keys), to, numel, width, dropout);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return out;

@@ -9,6 +9,7 @@ again.
 """
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -109,8 +110,8 @@ def _figures(case: Case, repeats: int, device: torch.device) -> dict[str, Any]:
         sides["compiled"] = (torch.compile(case.peer, fullgraph=True), case.peer_given)
     seconds = {
         side: {
-            "forward": _median_seconds(lambda f=function, g=given: f(*g), repeats, device),
-            "both": _median_seconds(lambda f=function, g=given: _both(f, g), repeats, device),
+            "forward": _median_seconds(functools.partial(function, *given), repeats, device),
+            "both": _median_seconds(functools.partial(_both, function, given), repeats, device),
         }
         for side, (function, given) in sides.items()
     }

@@ -100,8 +100,8 @@ def assemble(config: Config, tokenizer: Tokenizer, world: World) -> tuple[list[n
     parts: list[nn.Module] = []
     for stage in stages_of(config.parallel, world.coordinate("pp")):
         with torch.device("meta"):
-            block = FusedBlock if config.training.fused_kernels else Block
-            model = MaskedLanguageModel(config.model, tokenizer, block)
+            block_type = FusedBlock if config.training.fused_kernels else Block
+            model = MaskedLanguageModel(config.model, tokenizer, block_type)
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         if world.cp_group is not None:
             apply_context_parallel(model, world.cp_group, world.coordinate("cp"))

@@ -60,12 +60,16 @@ void over_tiles(int64_t vectors, int64_t rows, Body body) {
 
 extern "C" {
 
-void dropout_values(const float* x, const int64_t* keys, float* out, int64_t rows, int width, double rate,
-                    int64_t site) {
+int dropout_and_sum(int is_bf16, int vector, const void* x, const void* residual, const int64_t* keys, void* out,
+                    int64_t rows, int64_t width, double rate, int64_t site) {
   const Dropout dropout = Dropout::with_rate(rate, site);
-  for (int64_t at = 0; at < rows * width; ++at) {
-    out[at] = dropout(x[at], static_cast<uint32_t>(keys[at / width]), static_cast<int>(at % width));
-  }
+  return with_vector(is_bf16, vector, [&](auto type, auto size) {
+    using T = decltype(type);
+    constexpr int kSize = decltype(size)::value;
+    for (int64_t at = 0; at < rows * width; at += kSize) {
+      add_dropped<kSize>(as<T>(x), as<T>(residual), keys, as<T>(out), at, width, dropout);
+    }
+  });
 }
 
 int add_norm(int is_bf16, int vector, const void* x, const void* residual, const void* weight, const void* bias,

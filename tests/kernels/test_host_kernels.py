@@ -67,14 +67,18 @@ def layouts(*widths):
             yield from ((dtype, size, width) for size in {full, 1} if width % size == 0)
 
 
-def test_dropout_drops_the_same_values(host):
+@pytest.mark.parametrize(("dtype", "size", "width"), list(layouts(320, 333)))
+def test_dropout_drops_the_same_values_and_adds(host, dtype, size, width):
     keys = torch.randint(0, 2**32, (40,))
-    x, out = torch.ones(40, 333), torch.empty(40, 333)
+    x, residual, out = torch.ones(40, width, dtype=dtype), some(dtype, 40, width), torch.empty(40, width, dtype=dtype)
     for rate, site in itertools.product([0.02, 0.1, 0.5, 0.9], [0, 1, 2]):
-        host("dropout_values", x, keys, out, 40, 333, rate, site)
-        expected = dropout(x, keys, rate, site)
+        tail = (keys, out, 40, width, rate, site)
+        assert host("dropout_and_sum", dtype == torch.bfloat16, size, x, None, *tail) == 0
+        expected = dropout(x.double(), keys, rate, site)
         assert torch.equal(out > 0, expected > 0)
-        torch.testing.assert_close(out, expected, rtol=1e-6, atol=0)  # a product with 1 / (1 − rate) for a quotient
+        close(out, expected, dtype)
+        assert host("dropout_and_sum", dtype == torch.bfloat16, size, x, residual, *tail) == 0
+        close(out, expected + residual.double(), dtype)
 
 
 @pytest.mark.parametrize(("dtype", "size", "width"), list(layouts(1, 24, 320, 1000)))
