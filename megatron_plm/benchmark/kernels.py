@@ -148,7 +148,8 @@ def _error(
         generator = torch.Generator().manual_seed(0)
         # Numbers that bf16 holds, the same for both sides.
         grads = [torch.randn(r.shape, generator=generator).bfloat16().to(r.device, r.dtype) for r in results]
-        outcomes.append([*results, *torch.autograd.grad(results, tensors, grads)])
+        gradients = torch.autograd.grad(results, tensors, grads)
+        outcomes.append([*(result.detach() for result in results), *gradients])
     return max(float((a.double() - b).norm() / b.norm()) for a, b in zip(*outcomes, strict=True))
 
 

@@ -1,7 +1,7 @@
 """Builds the CUDA kernels from csrc/kernels into the library that `library.py` loads: `make kernels`.
 
 It needs nvcc and the headers of the torch that runs this, no GPU. The library names torch's stable ABI of 2.11 and
-leaves its functions to the torch that loads it, which must be a CUDA build.
+takes its functions from the torch that loads it, which must be a CUDA build.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from megatron_plm.kernels.library import LIBRARY
 SOURCES = Path(__file__).resolve().parents[2] / "csrc" / "kernels"
 ARCHITECTURES = ("80", "90", "100")  # A100; H100 and H200; B200
 _TARGET = "0x020b000000000000"  # torch 2.11
+_TORCH = ("torch_cpu", "torch_cuda")  # the libraries of a CUDA build that hold the stable ABI's functions
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,9 +54,17 @@ def build(output: Path, architectures: Sequence[str]) -> None:
         for source in sorted([*SOURCES.glob("*.cu"), *SOURCES.glob("*.cpp")]):
             objects.append(f"{scratch}/{source.stem}.o")
             _run([nvcc, *flags, "-c", str(source), "-o", objects[-1]])
+        # The library must name torch's, whose functions it would not see otherwise. Empty ones of the same names do for
+        # linking: a torch without CUDA lacks the second.
+        empty = Path(scratch) / "empty.cpp"
+        empty.touch()
+        for name in _TORCH:
+            named = f"-Xlinker=-soname,lib{name}.so"
+            _run([nvcc, "-shared", "--cudart=none", named, str(empty), "-o", f"{scratch}/lib{name}.so"])
+        torch_libraries = ["-Xlinker=--no-as-needed", f"-L{scratch}", *(f"-l{name}" for name in _TORCH)]
         aside = output.with_name(f".{output.name}.{os.getpid()}")
         try:
-            _run([nvcc, "-shared", *codes, *objects, "-o", str(aside)])
+            _run([nvcc, "-shared", *codes, *objects, *torch_libraries, "-o", str(aside)])
             os.replace(aside, output)
         finally:
             aside.unlink(missing_ok=True)

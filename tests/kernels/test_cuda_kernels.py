@@ -1,7 +1,6 @@
 """The CUDA kernels compile without warnings and register themselves; on a GPU they compute what their references do."""
 
 import itertools
-import shutil
 import subprocess
 import sys
 
@@ -30,7 +29,7 @@ void torch_c10_cuda_free_error_msg(char* message) {}
 CALL_ALL = """
 import ctypes, sys, torch
 if torch.version.cuda is None:
-    ctypes.CDLL(sys.argv[2], mode=ctypes.RTLD_GLOBAL)
+    ctypes.CDLL(sys.argv[2])
 from test_fused_ops import samples
 torch.ops.load_library(sys.argv[1])
 cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
@@ -59,8 +58,6 @@ def library(tmp_path_factory):
 def test_the_sources_compile_without_warnings(library):
     assert library.stat().st_size > 100_000
     assert list(library.parent.iterdir()) == [library]
-    listed = subprocess.run(["cuobjdump", "--list-elf", library], capture_output=True, text=True)
-    assert "sm_90" in listed.stdout or shutil.which("cuobjdump") is None
 
 
 @needs_nvcc
@@ -68,7 +65,8 @@ def test_the_sources_compile_without_warnings(library):
 def test_every_op_has_an_implementation_with_its_arguments(library, tmp_path):
     (tmp_path / "stub.c").write_text(STUB)
     stub = tmp_path / "stub.so"
-    subprocess.run(["gcc", "-w", "-shared", "-fPIC", tmp_path / "stub.c", "-o", stub], check=True)
+    flags = ["-w", "-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so"]
+    subprocess.run(["gcc", *flags, tmp_path / "stub.c", "-o", stub], check=True)
     path = f"{REPOSITORY}:{REPOSITORY / 'tests'}:{REPOSITORY / 'tests' / 'kernels'}"
     done = subprocess.run(
         [sys.executable, "-c", CALL_ALL, library, stub],
@@ -89,7 +87,7 @@ def test_without_nvcc_or_sources_the_build_says_so(monkeypatch, tmp_path, capsys
     monkeypatch.setattr(module, "SOURCES", tmp_path / "none")
     with pytest.raises(UserError, match="from a clone of the repository"):
         build(tmp_path / "x.so", ["90"])
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="compute capability"):
         main(["--arch", "70"])
     assert list(tmp_path.iterdir()) == []
 
