@@ -12,15 +12,14 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
 
-#include "common.h"
+#include "device.cuh"
 #include "ops.h"
 
 namespace megatron_plm {
 
 using torch::headeronly::ScalarType;
-
-constexpr int kWarp = 32;
 
 inline void check(const Tensor& tensor, ScalarType dtype, int64_t numel, const char* name) {
   STD_TORCH_CHECK(tensor.is_cuda(), name, " must be on a CUDA device");
@@ -69,7 +68,7 @@ class OnDevice {
  public:
   explicit OnDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
@@ -79,26 +78,6 @@ class OnDevice {
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_;
 };
-
-constexpr int kSumRows = 32;
-
-// out[c] = Σ partials[:, c] over rows `stride` apart, always in the same order. A block adds up 32 columns.
-template <typename T>
-__global__ void sum_partials_kernel(const float* __restrict__ partials, T* __restrict__ out, int num_partials,
-                                    int64_t stride, int64_t width) {
-  __shared__ float sums[kSumRows][kWarp + 1];
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x;
-  float sum = 0.0f;
-  if (column < width) {
-    for (int row = threadIdx.y; row < num_partials; row += kSumRows) sum += partials[row * stride + column];
-  }
-  sums[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y == 0 && column < width) {
-    for (int row = 1; row < kSumRows; ++row) sum += sums[row][threadIdx.x];
-    out[column] = from_float<T>(sum);
-  }
-}
 
 template <typename T>
 void sum_partials(const float* partials, T* out, int64_t num_partials, int64_t stride, int64_t width,

@@ -92,8 +92,8 @@ EVERY_MODEL = (
 # embedding and dropout by token are where tokens are divided, the copy of the embedding is in a pipeline, beside its
 # original or elsewhere; without that copy, and with an MLP of two matrices in one, a pipeline and TP again.
 _TESTED = {
-    "TAPE": ("TP2+SP", "CP2", "PP2 zbv", "TP2 x PP2", "fused", "TP2+SP, fused"),
-    "AMPLIFY": ("TP2+SP", "PP2 interleaved", "fused", "TP2+SP, fused"),
+    "TAPE": ("TP2+SP", "CP2", "PP2 zbv", "TP2 x PP2", "TP2+SP, fused"),
+    "AMPLIFY": ("TP2+SP", "PP2 interleaved", "TP2+SP, fused"),
 }
 
 
