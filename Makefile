@@ -4,6 +4,7 @@
 # make bench    every speed that is promised beside its bar, on this machine's CPU, in ten minutes
 # make bench-gpu    what one GPU can tell, in eight minutes, into one folder (OUT); needs no virtual environment (PYTHON)
 # make bench-finetune   memory, time and score of full, adapted and frozen fine-tuning, on this machine
+# make kernels  the CUDA kernels of --fused-kernels, for the torch of PYTHON or of the virtual environment; needs nvcc
 # make fuzz     random input for the C++ data code and the index reader, under sanitizers, for minutes
 # make install  the package into the Python that PYTHON names, beside the torch that is there (containers, clusters)
 # make clean    remove the virtual environment and what the demo made
@@ -14,7 +15,7 @@ PY := $(VENV)/bin/python
 EXAMPLES := examples/data
 DEMO := demo
 
-.PHONY: demo test lint bench bench-gpu bench-finetune fuzz install clean
+.PHONY: demo test lint bench bench-gpu bench-finetune kernels fuzz install clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/.evaluated
@@ -40,6 +41,10 @@ bench-gpu:
 
 bench-finetune: $(VENV)/.test
 	$(PY) tools/benchmark.py finetune --data-dir $(EXAMPLES)/peptides
+
+kernels: megatron_plm/kernels/_cuda_kernels.so
+megatron_plm/kernels/_cuda_kernels.so: megatron_plm/kernels/build.py $(wildcard csrc/kernels/*)
+	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m megatron_plm.kernels.build --output $@
 
 fuzz: $(VENV)/.test
 	$(PY) tests/fuzz/fuzz.py --seconds 300 --keep build/fuzz

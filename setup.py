@@ -1,7 +1,7 @@
 """Builds the CPU extensions `megatron_plm.data._native` and `megatron_plm.kernels._cpu`.
 
 Everything else is declared in pyproject.toml. The CUDA kernels are never built here: a CPU-only torch cannot load
-them (see docs/architecture.md).
+them (see docs/kernels.md).
 """
 
 from glob import glob

@@ -22,6 +22,7 @@ GRADIENT_LAYOUTS = {
     "tp_sp": ["--tensor-model-parallel-size=2", "--sequence-parallel"],
     "cp": ["--context-parallel-size=2"],
     "pp": ["--pipeline-model-parallel-size=2", "--micro-batch-size=2"],
+    "tp_sp_fused": ["--tensor-model-parallel-size=2", "--sequence-parallel", "--fused-kernels"],
 }
 GRADIENT_MODELS = {  # three heads, of which context parallelism over two processes makes four
     **{name: flags.split() for name, flags in MODELS.items()},
@@ -30,6 +31,7 @@ GRADIENT_MODELS = {  # three heads, of which context parallelism over two proces
 GRADIENTS = [
     *(("ESM-2", layout) for layout in GRADIENT_LAYOUTS),
     ("TAPE", "tp_sp"), ("TAPE", "cp"), ("AMPLIFY", "tp_sp"), ("three heads", "cp"),
+    ("TAPE", "tp_sp_fused"), ("AMPLIFY", "tp_sp_fused"),
 ]  # fmt: skip
 IMPOSSIBLE = {  # the layouts that can't be, of two processes
     "batch": ["--global-batch-size=12"],  # three micro-batches

@@ -22,6 +22,7 @@ SUBJECTS = {
     "attention": ("megatron_plm.benchmark.attention", "the model's attention against other ways to compute it"),
     "checkpoint": ("megatron_plm.benchmark.checkpoint", "saving and loading a run against torch.save"),
     "data": ("megatron_plm.benchmark.data", "preprocessing against megatron-core's builder, and the loader"),
+    "kernels": ("megatron_plm.benchmark.kernels", "each fused op against eager PyTorch and torch.compile"),
     "parity": ("megatron_plm.benchmark.parity", "every layout against one process"),
     "scaling": ("megatron_plm.benchmark.scaling", "weak scaling over processes"),
     "convert": ("megatron_plm.benchmark.convert", "memory and speed of checkpoint conversions"),

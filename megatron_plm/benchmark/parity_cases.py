@@ -41,6 +41,7 @@ _ESM2 = (
     Case("accumulation", 1, f"{_ROWS} 2"),
     Case("full recomputation", 1, "--recompute-granularity full"),
     Case("selective recomputation", 1, "--recompute-granularity selective", again=True),
+    Case("fused", 1, "--fused-kernels"),
     Case("DP2", 2, f"{_DP} none {_ROWS} 4"),
     Case("ZeRO-2, 2 shards", 2, f"{_DP} zero2 {_ROWS} 2"),
     Case("FSDP2, 2 shards", 2, f"{_DP} zero3 {_ROWS} 2"),
@@ -58,6 +59,9 @@ _ESM2 = (
     Case("TP2+SP, compiled", 2, f"{_TP} 2 --sequence-parallel {_ROWS} 4 --compile"),
     Case("CP2, compiled", 2, f"{_CP} 2 {_ROWS} 4 --compile", again=True),
     Case("PP2 1f1b, compiled", 2, f"{_PP} 2 {_ROWS} 4 --compile"),
+    Case("FSDP2, 2 shards, fused", 2, f"{_DP} zero3 {_ROWS} 4 --fused-kernels"),
+    Case("TP2+SP, fused", 2, f"{_TP} 2 --sequence-parallel {_ROWS} 4 --fused-kernels"),
+    Case("PP2 1f1b, fused, compiled", 2, f"{_PP} 2 {_ROWS} 4 --fused-kernels --compile"),
     Case("DP4", 4, f"{_DP} none {_ROWS} 2"),
     Case("HSDP 2 x 2", 4, f"--data-parallel-replicate-size 2 {_ROWS} 2"),
     Case("TP4", 4, f"{_TP} 4"),
@@ -80,13 +84,13 @@ _ESM2 = (
 
 # What every model is trained at: each kind of parallelism, alone and beside others.
 EVERY_MODEL = (
-    "accumulation", "full recomputation",
+    "accumulation", "full recomputation", "fused", "TP2+SP, fused",
     "DP2", "FSDP2, 2 shards", "TP2", "TP2+SP", "CP2", "PP2 1f1b", "PP2 interleaved", "PP2 zbv",
     "DP4", "HSDP 2 x 2", "TP4", "PP4 1f1b", "TP2 x PP2", "TP2+SP x FSDP2", "PP2 x FSDP2", "TP2+SP x CP2",
 )  # fmt: skip
 # What the tests train other models than ESM-2's at: TAPE's at all of these; AMPLIFY's where it takes another way than
 # both, without a copy of the embedding in a pipeline, and with an MLP of two matrices in one.
-_TESTED = {"TAPE": EVERY_MODEL, "AMPLIFY": ("TP2+SP", "PP2 interleaved")}
+_TESTED = {"TAPE": EVERY_MODEL, "AMPLIFY": ("TP2+SP", "PP2 interleaved", "TP2+SP, fused")}
 
 
 def _as(model: str, case: Case) -> Case:

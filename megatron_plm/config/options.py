@@ -136,6 +136,9 @@ class TrainingOptions:
         choices=("none", "selective", "full"),
     )
     compile: bool = option(False, "compile each block with torch.compile")
+    fused_kernels: bool = option(
+        False, "norms, dropout, activations and rotary positions of the blocks by fused ops (docs/kernels.md)"
+    )
     distributed_timeout_minutes: float = option(
         10.0, "time after which a process that waits for another gives up, and the run ends"
     )

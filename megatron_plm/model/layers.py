@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_plm.config.options import ModelOptions
+from megatron_plm.kernels.dropout import LOW, dropout, mixed
 from megatron_plm.kernels.linear import Linear
 from megatron_plm.tokenizers import Tokenizer
 
@@ -97,12 +98,6 @@ class RotaryEmbedding(nn.Module):
         return angles_T11H.cos().to(dtype), angles_T11H.sin().to(dtype)
 
 
-def rotate(x_TNKH: Tensor, cos_T11H: Tensor, sin_T11H: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + H/2) of each head by its token's angles; K runs over query and key."""
-    first, second = x_TNKH.chunk(2, dim=-1)
-    return x_TNKH * cos_T11H + torch.cat([-second, first], dim=-1) * sin_T11H
-
-
 class MLP(nn.Module):
     """Two linear maps with a GELU between them, exact (erf) or by tanh, or with SwiGLU (Shazeer 2020,
     arXiv:2002.05202)."""
@@ -127,12 +122,12 @@ def token_keys(row_keys_B: Tensor | None, length: int) -> Tensor:
     """For each token a number below 2^32, by the key of its row and its place in it: int64 [B] to int64 [B, L]."""
     assert row_keys_B is not None, "dropout in training is keyed by the rows: it needs their keys"
     places_L = torch.arange(1, length + 1, device=row_keys_B.device)
-    return _mixed((row_keys_B & _LOW)[:, None] ^ _mixed(places_L ^ _mixed(row_keys_B >> 32 & _LOW)[:, None]))
+    return mixed((row_keys_B & LOW)[:, None] ^ mixed(places_L ^ mixed(row_keys_B >> 32 & LOW)[:, None]))
 
 
 def block_keys(keys_BL: Tensor, index: int) -> Tensor:
     """The tokens' keys of block `index`: each block has its own, so that no compiled block has to know which it is."""
-    return _mixed(keys_BL ^ _mixed(torch.full((), index + 1, device=keys_BL.device)))
+    return mixed(keys_BL ^ mixed(torch.full((), index + 1, device=keys_BL.device)))
 
 
 class DropoutKeys(nn.Module):
@@ -143,11 +138,7 @@ class DropoutKeys(nn.Module):
 
 
 class HiddenDropout(nn.Module):
-    """Dropout as a pure function of (row, place in the row, feature, site): the same however the rows are laid out over
-    processes, and again when the backward pass recomputes it.
-
-    torch's own draws from one stream in the order in which calls come. `site` tells those with the same keys apart.
-    """
+    """`kernels.dropout.dropout` in training: a pure function of (row, place in the row, feature, site)."""
 
     def __init__(self, rate: float, *, site: int) -> None:
         super().__init__()
@@ -161,18 +152,4 @@ class HiddenDropout(nn.Module):
         """Drop values of `x_BLD` in training, by the tokens' keys, int64 [B, L]."""
         if not self.is_active:
             return x_BLD
-        assert keys_BL is not None
-        features_D = _mixed(torch.arange(1, x_BLD.shape[-1] + 1, device=x_BLD.device) ^ (self.site << 20))
-        drawn_BLD = _mixed(keys_BL.unsqueeze(-1) ^ features_D)
-        return x_BLD.masked_fill(drawn_BLD < int(self.rate * 2**32), 0.0) / (1 - self.rate)
-
-
-_LOW = 0xFFFFFFFF
-
-
-def _mixed(x: Tensor) -> Tensor:
-    """A bijection of 32-bit numbers, in int64, that leaves no pattern: lowbias32 of Wellons's search among such
-    functions (github.com/skeeto/hash-prospector)."""
-    x = (x ^ x >> 16) * 0x7FEB352D & _LOW
-    x = (x ^ x >> 15) * (0x846CA68B - 2**32) & _LOW  # the same modulo 2^32, and no product leaves int64
-    return x ^ x >> 16
+        return dropout(x_BLD, keys_BL, self.rate, self.site)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.kernels.linear import Linear
+from megatron_plm.kernels.rotary import rotate
 from megatron_plm.model.attention import PackedAttention, Sequences
 from megatron_plm.model.heads import LabelledPositions, MaskedLanguageModelHead
 from megatron_plm.model.layers import (
@@ -21,7 +22,6 @@ from megatron_plm.model.layers import (
     TokenEmbedding,
     block_keys,
     build_norm,
-    rotate,
 )
 from megatron_plm.tokenizers import Tokenizer
 
@@ -77,15 +77,15 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Tokens to one vector each, normalized."""
+    """Tokens to one vector each, normalized. `block`: the type of the blocks, all with the parameters of `Block`."""
 
-    def __init__(self, options: ModelOptions, tokenizer: Tokenizer) -> None:
+    def __init__(self, options: ModelOptions, tokenizer: Tokenizer, block: type[Block] = Block) -> None:
         super().__init__()
         self.embedding = TokenEmbedding(options, tokenizer)
         self.rotary = RotaryEmbedding(options.head_dim) if options.position_embedding_type == "rope" else None
         self.hidden_dropout, self.attention_dropout = options.hidden_dropout, options.attention_dropout
         self.dropout_keys = DropoutKeys()
-        self.blocks = nn.ModuleDict({str(index): Block(options) for index in range(options.num_layers)})
+        self.blocks = nn.ModuleDict({str(index): block(options) for index in range(options.num_layers)})
         # A post-LN block ends with a norm of its own.
         self.final_norm = build_norm(options) if options.norm_placement == "pre" else nn.Identity()
 
@@ -129,9 +129,9 @@ class Encoder(nn.Module):
 class MaskedLanguageModel(nn.Module):
     """The encoder with a head that predicts tokens; the output matrix is the token embedding, or the head's own."""
 
-    def __init__(self, options: ModelOptions, tokenizer: Tokenizer) -> None:
+    def __init__(self, options: ModelOptions, tokenizer: Tokenizer, block: type[Block] = Block) -> None:
         super().__init__()
-        self.encoder = Encoder(options, tokenizer)
+        self.encoder = Encoder(options, tokenizer, block)
         self.select = LabelledPositions()
         self.head = MaskedLanguageModelHead(options, tokenizer.vocab_size)
 

@@ -21,6 +21,7 @@ from megatron_plm.config.options import Config, ModelOptions
 from megatron_plm.data.loader import Batch
 from megatron_plm.data.masking import Masking
 from megatron_plm.data.packing import row_limits
+from megatron_plm.model.fused import FusedBlock
 from megatron_plm.model.initialize import Piece, initialize
 from megatron_plm.model.transformer import Block, MaskedLanguageModel
 from megatron_plm.parallel.context import apply_context_parallel, own_labels
@@ -108,7 +109,8 @@ def assemble(config: Config, tokenizer: Tokenizer, world: World) -> tuple[list[n
     parts: list[nn.Module] = []
     for stage in stages_of(config.parallel, world.coordinate("pp")):
         with torch.device("meta"):
-            model = MaskedLanguageModel(config.model, tokenizer)
+            block_type = FusedBlock if config.training.fused_kernels else Block
+            model = MaskedLanguageModel(config.model, tokenizer, block_type)
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         if world.cp_group is not None:
             apply_context_parallel(model, world.cp_group, world.coordinate("cp"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -20,6 +20,8 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
+
+from megatron_plm.model.fused import FusedOp
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ def apply_tensor_parallel(
             plan[name] = RowwiseParallel(output_layouts=between)
         elif sequence_parallel and _matches(name, table.by_token):
             plan[name] = SequenceParallel(use_local_output=True)
+        elif isinstance(module, FusedOp):
+            plan[name] = _OnLocalTensors(sequence_parallel=sequence_parallel)
         if sequence_parallel and _matches(name, table.split_behind):
             module.register_forward_hook(lambda _, __, x, mesh=mesh: _redistributed(x, mesh, Replicate(), Shard(1)))
         if sequence_parallel and _matches(name, table.join_behind):
@@ -85,6 +89,24 @@ class _JoinedSequence(SequenceParallel):
             lambda _, __, x: _redistributed(local_tensor(x), device_mesh, Shard(1), Replicate())
         )
         return module
+
+
+class _OnLocalTensors(ParallelStyle):
+    """A fused op on what this process holds, parameters too: of those that are whole under sequence parallelism each
+    process makes the part of the gradient that its tokens make, of those that are cut its own."""
+
+    def __init__(self, *, sequence_parallel: bool) -> None:
+        self._of_whole = Partial() if sequence_parallel else Replicate()
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:  # noqa: ARG002 (torch names it)
+        module.register_forward_pre_hook(lambda _, given: tuple(map(self._local, given)))
+        return module
+
+    def _local(self, argument: object) -> object:
+        if not isinstance(argument, DTensor):
+            return argument
+        placements = [self._of_whole if place.is_replicate() else place for place in argument.placements]
+        return argument.to_local(grad_placements=placements)
 
 
 def local_tensor(x: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from transformers.models.esm.modeling_esm import EsmEmbeddings
 from transformers_peer import esm_config
 
 from megatron_plm.config.options import ModelOptions
-from megatron_plm.model.layers import RotaryEmbedding, TokenEmbedding, rotate
+from megatron_plm.kernels.rotary import rotate
+from megatron_plm.model.layers import RotaryEmbedding, TokenEmbedding
 
 HEAD_SIZE = 12
 

@@ -1,0 +1,90 @@
+"""Rotary positions, and `bias_rotary`: the bias of the joint map to queries, keys and values, and the rotation, in one
+pass that leaves three tensors of their own.
+
+Pairs (i, i + H/2) of each head are rotated by their token's angles (Su et al. 2021, arXiv:2104.09864):
+
+    a' = a · cos_i − b · sin_i,   b' = b · cos_{i + H/2} + a · sin_{i + H/2}
+    ∂a = ∂a' · cos_i + ∂b' · sin_{i + H/2},   ∂b = ∂b' · cos_{i + H/2} − ∂a' · sin_i
+
+Shapes: T packed tokens, N heads, H head size.
+"""
+
+import torch
+from torch import Tensor
+
+from megatron_plm.kernels.library import column_sums, wide
+
+
+def rotate(x_TNKH: Tensor, cos_T11H: Tensor, sin_T11H: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + H/2) of each head by its token's angles; K runs over query and key."""
+    first, second = x_TNKH.chunk(2, dim=-1)
+    return x_TNKH * cos_T11H + torch.cat([-second, first], dim=-1) * sin_T11H
+
+
+def bias_rotary(qkv_TN3H: Tensor, bias: Tensor | None, cos_TH: Tensor, sin_TH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries and keys and plain values of qkv + bias, each [T, N, H] and contiguous, so that nothing keeps
+    the input alive. Differentiable once, in qkv and bias.
+
+    qkv: [T, N, 3, H] with H even; bias: [N · 3 · H]; cos, sin: [T, H]; all of one dtype. Arithmetic is fp32 (float64
+    where the input is).
+    """
+    q, k, v = _bias_rotary(qkv_TN3H.contiguous(), bias, cos_TH.contiguous(), sin_TH.contiguous())
+    return q, k, v
+
+
+@torch.library.custom_op(
+    "megatron_plm::bias_rotary",
+    mutates_args=(),
+    schema="(Tensor qkv, Tensor? bias, Tensor cos, Tensor sin) -> (Tensor, Tensor, Tensor)",
+)
+def _bias_rotary(qkv: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    u = wide(qkv) if bias is None else wide(qkv) + wide(bias).view(qkv.shape[1:])
+    turned = rotate(u[:, :, :2], wide(cos)[:, None, None], wide(sin)[:, None, None]).to(qkv.dtype)
+    # Copies, as views into one memory are no results of an op.
+    copies = [part.clone(memory_format=torch.contiguous_format) for part in (*turned.unbind(2), u[:, :, 2])]
+    q, k, v = (part.to(qkv.dtype) for part in copies)
+    return q, k, v
+
+
+@_bias_rotary.register_fake
+def _(qkv, *_):  # type: ignore[no-untyped-def]
+    T, N, _, H = qkv.shape
+    return tuple(qkv.new_empty((T, N, H)) for _ in range(3))
+
+
+@torch.library.custom_op(
+    "megatron_plm::bias_rotary_backward",
+    mutates_args=(),
+    schema="(Tensor dq, Tensor dk, Tensor dv, Tensor cos, Tensor sin, bool has_bias) -> (Tensor, Tensor)",
+)
+def _bias_rotary_backward(
+    dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, has_bias: bool
+) -> tuple[Tensor, Tensor]:
+    """∂qkv [T, N, 3, H] and ∂bias [N · 3 · H], the latter without values where there is no bias."""
+    first, second = wide(torch.stack([dq, dk], dim=2)).chunk(2, dim=-1)
+    (cos_a, cos_b), (sin_a, sin_b) = (wide(x)[:, None, None].chunk(2, dim=-1) for x in (cos, sin))
+    back = torch.cat([first * cos_a + second * sin_b, second * cos_b - first * sin_a], dim=-1)
+    du = torch.cat([back, wide(dv).unsqueeze(2)], dim=2)
+    dbias = column_sums(du.flatten(1), dq.dtype) if has_bias else dq.new_empty(0)
+    return du.to(dq.dtype), dbias
+
+
+@_bias_rotary_backward.register_fake
+def _(dq, *others):  # type: ignore[no-untyped-def]
+    (T, N, H), has_bias = dq.shape, others[-1]
+    return dq.new_empty((T, N, 3, H)), dq.new_empty(3 * N * H * has_bias)
+
+
+def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    _, bias, cos, sin = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(cos, sin)
+
+
+def _backward(ctx, dq, dk, dv):  # type: ignore[no-untyped-def]
+    gradients = (grad.contiguous() for grad in (dq, dk, dv))
+    dqkv, dbias = _bias_rotary_backward(*gradients, *ctx.saved_tensors, ctx.has_bias)
+    return dqkv, dbias if ctx.has_bias else None, None, None
+
+
+_bias_rotary.register_autograd(_backward, setup_context=_setup)
