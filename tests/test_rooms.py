@@ -46,7 +46,8 @@ ROOMS = {
     "preflight": ({"parallel", "model", "tokenizers", "config", "checkpoint_format"}, {"torch.optim"}),
     "report": ({"config"}, {"torch", "numpy"}),
     "benchmark": (
-        {"plan", "inference", "convert", "training", "parallel", "model", "kernels", "data", "tokenizers", "config"}, set(),
+        {"plan", "inference", "convert", "training", "parallel", "model", "kernels", "data", "tokenizers", "config"},
+        set(),
     ),
     "cli": (set(), {"torch", "numpy"}),
 }  # fmt: skip
