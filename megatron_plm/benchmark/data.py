@@ -3,8 +3,9 @@
 Sides, in turn in every round, each in a process of its own: tools/preprocess_data.py with one worker, kept to one
 core, and with two; the builder with `add_document` and with `add_item`, each behind a Python dict as tokenizer, on one
 core and on the beginning of the same file (their speed doesn't depend on the size); the loader on one core at two row
-lengths, on what one worker wrote. The input is repeated to the size asked for and read from a warm cache; MB are 10^6
-bytes of FASTA.
+lengths, on what one worker wrote. Two workers may be as fast as the disk: one more side writes as many bytes as they
+do, and nothing else; its speed is told in MB of FASTA as well. The input is repeated to the size asked for and read
+from a warm cache; MB are 10^6 bytes of FASTA.
 """
 
 import argparse
@@ -27,7 +28,8 @@ from megatron_plm.errors import UserError
 SEQ_LENGTHS = (1024, 2176)
 _MODULE = "megatron_plm.benchmark.data_side"
 _PEERS = ("add_document", "add_item")
-_PREPROCESSING = ("one_worker", "two_workers", *_PEERS)
+_OURS = ("one_worker", "two_workers", "disk")
+_PREPROCESSING = (*_OURS, *_PEERS)
 
 # check: (what it is, bar, whether the value must be at least that; else at most)
 BARS = {
@@ -65,7 +67,7 @@ def _require_peer() -> None:
 def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """Measure all sides in turn for `options.rounds` rounds, telling `say` of each.
 
-    Scratch files, about 2.5 bytes for every byte of `options.megabytes`, go to the folder for temporary files (TMPDIR).
+    Scratch files, about 3.5 bytes for every byte of `options.megabytes`, go to the folder for temporary files (TMPDIR).
     """
     if not options.no_peer:
         _require_peer()
@@ -74,10 +76,11 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
         num_bytes = repeat_fasta(options.input, folder / "all.fasta", options.megabytes * 10**6)
         peer_bytes = copy_records(folder / "all.fasta", folder / "peer.fasta", options.peer_megabytes * 10**6)
         say(f"input repeated to {num_bytes / 1e6:,.0f} MB; the builder reads the first {peer_bytes / 1e6:,.0f} MB")
-        one, two, peer = (folder / part for part in ("one", "two", "peer"))
+        one, two, disk, peer = (folder / part for part in ("one", "two", "disk", "peer"))
         sides: dict[str, tuple[int, Sequence[object]]] = {
             "one_worker": (1, ["ours", folder / "all.fasta", one, 1]),
             "two_workers": (2, ["ours", folder / "all.fasta", two, 2]),
+            "disk": (2, ["disk", f"{one}.bin", disk]),
             "add_document": (1, ["add_document", folder / "peer.fasta", peer]),
             "add_item": (1, ["add_item", folder / "peer.fasta", peer]),
             **{f"loader_{n}": (1, ["loader", one, n, options.seconds]) for n in SEQ_LENGTHS},
@@ -88,11 +91,11 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
         for number in range(1, options.rounds + 1):
             rounds.append({})
             for side, (cores, arguments) in sides.items():
-                if arguments[0] == "ours":  # a new dataset: to free the disk of an old one takes time too
+                if side in _OURS:  # a new dataset: to free the disk of an old one takes time too
                     remove(dataset_paths(str(arguments[2])))
                 found = rounds[-1][side] = run_side(_MODULE, arguments, cores=cores)
                 if side in _PREPROCESSING:
-                    size = num_bytes if arguments[0] == "ours" else peer_bytes
+                    size = num_bytes if side in _OURS else peer_bytes
                     found["megabytes_per_second"] = size / 1e6 / found["seconds"]
             shown = ", ".join(f"{side} {_shown(found)}" for side, found in rounds[-1].items())
             say(f"round {number} of {options.rounds}: {shown}")
@@ -141,6 +144,7 @@ def table(result: dict[str, Any]) -> str:
 _LABELS = {
     "one_worker": "preprocess_data, 1 worker, MB/s",
     "two_workers": "preprocess_data, 2 workers, MB/s",
+    "disk": "the disk, MB/s of FASTA",
     "add_document": "megatron-core, add_document, MB/s",
     "add_item": "megatron-core, add_item, MB/s",
     **{f"loader_{n}": f"loader, rows of {n:,}, million tokens/s" for n in SEQ_LENGTHS},
