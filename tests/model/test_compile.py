@@ -1,0 +1,78 @@
+"""A block on the path of flash attention is one graph, and stays it for batches of other lengths and for other blocks.
+
+torch's op for it runs on GPUs only: a stand-in under its name, by the definition, lets the path run here.
+"""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from megatron_plm.config.options import ModelOptions
+from megatron_plm.model.attention import Sequences
+from megatron_plm.model.layers import RotaryEmbedding
+from megatron_plm.model.transformer import Block
+
+varlen = pytest.importorskip("torch.nn.attention.varlen")
+OPTIONS = ModelOptions(num_layers=2, hidden_size=32, num_attention_heads=2)
+LENGTH = 24
+CUTS = ([0, 10, 24, 24, 24], [0, 3, 9, 17, 24], [0, 24, 24, 24, 24])
+
+
+def weights(q, k, cuts):
+    """Of attention inside the sequences that `cuts` gives, [N, T, T], by its definition."""
+    which = torch.bucketize(torch.arange(len(q)), cuts[1:], right=True)
+    scores = torch.einsum("qnh,knh->nqk", q, k) / q.shape[-1] ** 0.5
+    return scores.masked_fill(which[:, None] != which, float("-inf")).softmax(-1)
+
+
+def forward(q, k, v, cuts, _cuts, _longest, _same, *_more):
+    out = torch.einsum("nqk,knh->qnh", weights(q.float(), k.float(), cuts), v.float()).to(q.dtype)
+    return out, q.new_empty(q.shape[1], len(q), dtype=torch.float32), torch.zeros(2, dtype=torch.uint64)
+
+
+def backward(gradient, q, k, v, _out, _lse, cuts, *_more):
+    dout, q32, k32, v32 = (x.float() for x in (gradient, q, k, v))
+    shares = weights(q32, k32, cuts)
+    dshares = torch.einsum("qnh,knh->nqk", dout, v32)
+    dscores = shares * (dshares - (dshares * shares).sum(-1, keepdim=True)) / q.shape[-1] ** 0.5
+    dq, dk = torch.einsum("nqk,knh->qnh", dscores, k32), torch.einsum("nqk,qnh->knh", dscores, q32)
+    return tuple(x.to(q.dtype).contiguous() for x in (dq, dk, torch.einsum("nqk,qnh->knh", shares, dout)))
+
+
+@pytest.fixture
+def flash_here():
+    with torch.library._scoped_library("torch_attn", "IMPL") as library:
+        library.impl("_varlen_attn", forward, "CPU")
+        library.impl("_varlen_attn_backward", backward, "CPU")
+        yield
+
+
+def inputs(cuts, *, flash, seed=0):
+    torch.manual_seed(seed)
+    cuts = torch.tensor(cuts, dtype=torch.int32)
+    lengths = () if flash else tuple(n for n in cuts.diff().tolist() if n)
+    positions = torch.arange(LENGTH)[None]
+    rotary = RotaryEmbedding(OPTIONS.head_dim)(positions, torch.float32)
+    return torch.randn(1, LENGTH, 32, requires_grad=True), rotary, Sequences(cuts, LENGTH, lengths, flash=flash)
+
+
+@pytest.mark.usefixtures("flash_here")
+def test_blocks_are_one_graph_for_all_lengths():
+    torch.manual_seed(1)
+    blocks = [Block(OPTIONS) for _ in range(3)]
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    # With fullgraph a break of the graph is an error, and so is compiling anew.
+    compiled = [torch.compile(block, backend=counter, fullgraph=True) for block in blocks]
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for cuts in CUTS:
+            for block, fast in zip(blocks, compiled, strict=True):
+                results = []
+                for call, flash in ((block, False), (fast, True)):
+                    x, rotary, sequences = inputs(cuts, flash=flash)
+                    out = call(x, rotary, sequences)
+                    out.square().sum().backward()
+                    results.append((out.detach(), x.grad))
+                for got, expected in zip(results[1], results[0], strict=True):
+                    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert counter.frame_count == 1
