@@ -6,6 +6,7 @@ Saving is synchronous: the loop stands still from its beginning to its end, file
 """
 
 import argparse
+import math
 import os
 import statistics
 import tempfile
@@ -41,7 +42,7 @@ from megatron_plm.training.state import Run, build_run, open_datasets
 __all__ = ["add_flags", "measure", "missed", "require_peer", "table"]
 
 BAR = 1.0  # steps that a save may cost
-_MICRO_ROWS = 4
+_MICRO_ROWS = {"cpu": 4, "cuda": 32}  # at most; a divisor of the step's
 _LABELS = {
     "save": "save",
     "torch_save": "torch.save, synced",
@@ -79,7 +80,8 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
             with tempfile.TemporaryDirectory(prefix="benchmark-checkpoint-", dir=options.directory) as scratch:
                 config = preset_config(
                     preset, data_path=(options.data_path,), seed=options.seed, bf16=bf16, num_workers=0, keep_last=1,
-                    micro_batch_size=min(options.rows, _MICRO_ROWS), global_batch_size=options.rows, save=scratch,
+                    micro_batch_size=math.gcd(options.rows, _MICRO_ROWS[device.type]), global_batch_size=options.rows,
+                    save=scratch,
                 )  # fmt: skip
                 found[preset] = _measured(config, world, Path(scratch), options.rounds, waiting_for(device))
             shown = ", ".join(f"{side} {statistics.median(found[preset][side]):.2f} s" for side in _LABELS)
