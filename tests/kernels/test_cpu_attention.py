@@ -5,6 +5,7 @@ import torch
 
 from megatron_plm.kernels import attention as module
 from megatron_plm.kernels.attention import cpu_attention, has_cpu_attention
+from megatron_plm.model.attention import Sequences, attention_path, packed_attention
 
 pytestmark = pytest.mark.skipif(module._cpu is None, reason="csrc/cpu was not built")
 
@@ -170,3 +171,20 @@ def test_it_is_for_float32_on_the_cpu():
     assert not has_cpu_attention(torch.device("cpu"), torch.bfloat16)
     assert not has_cpu_attention(torch.device("cpu"), torch.float64)
     assert not has_cpu_attention(torch.device("cuda"), torch.float32)
+
+
+def test_the_path_that_is_told_is_taken(monkeypatch):
+    q, k, v, _ = inputs([20, 5], 2, 16)
+
+    def attended(**options):
+        return packed_attention(q, k, v, Sequences.from_cu_seqlens(cuts_of([20, 5]), 20, torch.float32, **options))
+
+    out = attended()
+    assert "packed_attention" in type(out.grad_fn).__name__
+    assert attention_path(torch.device("cpu"), torch.float32).startswith("all proteins at once on the CPU")
+    for options, built, told in [({"dropout": True}, True, "has no dropout"), ({}, False, "was not built")]:
+        monkeypatch.setattr(module, "_cpu", module._cpu if built else None)
+        reference = attended(**options)
+        assert "packed_attention" not in type(reference.grad_fn).__name__
+        assert told in attention_path(torch.device("cpu"), torch.float32, **options)
+        torch.testing.assert_close(reference, out, rtol=0, atol=5e-6)  # as against float64
