@@ -91,7 +91,7 @@ $(DEMO)/data/%.json: $(EXAMPLES)/pretrain_%.fasta.gz tools/preprocess_data.py $(
 	$(PY) tools/preprocess_data.py --input $< --output-prefix $(DEMO)/data/$* --tokenizer esm2 --force
 
 $(DEMO)/.pretrained: $(DEMO)/data/train.json $(DEMO)/data/valid.json launch/configs/demo.toml launch/pretrain.sh \
-    $(call rooms,config data kernels model parallel philox tokenizers training)
+    $(wildcard csrc/cpu/*) $(call rooms,config data kernels model parallel philox tokenizers training)
 	rm -rf $(DEMO)/run
 	PYTHON=$(PY) launch/pretrain.sh --config launch/configs/demo.toml --data-path $(DEMO)/data/train \
 	  --valid-data-path $(DEMO)/data/valid --save $(DEMO)/run
