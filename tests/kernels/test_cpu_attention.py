@@ -150,6 +150,25 @@ def test_the_ops_keep_torchs_rules(causal):
     torch.library.opcheck(ops.packed_attention_backward.default, given)
 
 
+def test_a_second_derivative_is_refused():
+    q, k, v, dout = inputs([7, 20], 2, 8)
+    out = cpu_attention(q, k, v, cuts_of([7, 20]), causal=False)
+    (gradient,) = torch.autograd.grad(out, q, dout, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.sum().backward()
+
+
+def test_torchs_default_dtype_changes_nothing():
+    given = inputs([7, 20], 2, 8)
+    expected = ours(*given, [7, 20])
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = ours(*given, [7, 20])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_other_lengths_need_no_other_graph():
     compiled = torch.compile(cpu_attention, backend="aot_eager", fullgraph=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
