@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_plm.benchmark.device import chosen_device
 from megatron_plm.benchmark.flags import Size, add_size, count
 from megatron_plm.benchmark.kernels_cases import Case, cases_of
 from megatron_plm.config.load import config_from_values
@@ -48,9 +49,7 @@ def require_peer() -> None:
 def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """Time every op at every shape and dtype, telling `say` of each. Raises UserError where a preset or, on a GPU, the
     compiled library is missing."""
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU; leave the flag out to run the references on the CPU")
+    device = chosen_device(options)
     if device.type == "cuda" and not load_cuda_kernels():
         raise UserError("--device cuda: the kernels are not built; run `make kernels` first")
     unknown = [name for name in options.presets if name not in PRESETS]
@@ -64,7 +63,7 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
                 figures = _figures(case, options.repeats, device)
                 found.append({"preset": preset, "dtype": dtype, "op": case.name, **figures})
                 say(_line(found[-1]))
-    return {"device": str(device), "fused_is": "kernels" if device.type == "cuda" else "references", "cases": found}
+    return {"device": device.type, "fused_is": "kernels" if device.type == "cuda" else "references", "cases": found}
 
 
 def missed(result: dict[str, Any]) -> list[str]:
