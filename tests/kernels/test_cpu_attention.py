@@ -1,5 +1,7 @@
 """Our attention on the CPU against softmax written out in float64, forward and backward."""
 
+import sys
+
 import pytest
 import torch
 
@@ -113,6 +115,13 @@ def test_inputs_and_gradients_may_lie_in_any_order_in_memory():
     ones = torch.ones(()).expand(dout.shape)
     found, expected = ours(q, k, v, ones, lengths), ours(q, k, v, ones.contiguous(), lengths)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not torch.backends.openmp.is_available(), reason="this torch has no OpenMP to share"
+)
+def test_its_threads_are_torchs():
+    assert module._cpu.thread_pool() == "OpenMP", "a second pool would wait for the cores that torch's threads spin on"
 
 
 def test_bitwise_the_same_again_and_with_other_threads():
