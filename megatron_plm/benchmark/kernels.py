@@ -2,7 +2,8 @@
 
 On a GPU the fused side is the compiled kernels, and the verdict is whether they beat torch.compile; on a CPU it is the
 ops' references, and the table only shows that all works. The peers are what the plain blocks run: their bias is added
-inside the matrix product, so it costs them nothing forward, and a pass of its own in the backward.
+inside the matrix product, so it costs them nothing forward, and a pass of its own in the backward. One thing they do
+that the blocks don't: beside the rotation they copy the values, as the fused op does.
 
 GB/s counts what has to move: what goes in and comes out; with the backward pass also the gradients, and what it reads
 again.
