@@ -25,7 +25,7 @@ COPY examples examples
 # Keeps the image's torch: its version is a constraint, in place of those that the base may have set for pip.
 RUN make install
 
-# check: torch is still the CUDA build, and the package is there with its extension
-RUN python3 -c "import torch, megatron_plm.data._native; assert torch.version.cuda, torch.__version__"
+# check: torch is still the CUDA build, and the package is there with its extensions
+RUN python3 -c "import torch, megatron_plm.data._native, megatron_plm.kernels._cpu; assert torch.version.cuda, torch.__version__"
 
 CMD ["megatron-plm", "--help"]

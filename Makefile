@@ -35,7 +35,7 @@ bench: $(VENV)/.test
 
 # With the Python that PYTHON names, and the torch that it has; the extension is built where it isn't yet.
 bench-gpu:
-	@PYTHONPATH=. $(PYTHON) -c 'import megatron_plm.data._native' 2> /dev/null \
+	@PYTHONPATH=. $(PYTHON) -c 'import megatron_plm.data._native, megatron_plm.kernels._cpu' 2> /dev/null \
 	  || $(PYTHON) setup.py -q build_ext --inplace --build-temp build/extension
 	PYTHONPATH=. $(PYTHON) tools/benchmark.py suite gpu --output-dir $(or $(OUT),build/bench-gpu) $(SUITE_FLAGS)
 

@@ -121,7 +121,9 @@ def _rotary(some: Callable[..., Tensor], T: int, N: int, H: int) -> Case:
 
     def turned(qkv: Tensor) -> Sequence[Tensor]:
         coefficients = (part.to(qkv.dtype)[:, None, None] for part in (cos, sin))
-        return *rotate(qkv[:, :, :2], *coefficients).unbind(2), qkv[:, :, 2]
+        # The values are copied, as by the op, though the blocks only look at them: torch.compile takes what looks at an
+        # input out of its graph, and its gradient past the bias.
+        return *rotate(qkv[:, :, :2], *coefficients).unbind(2), qkv[:, :, 2].clone()
 
     def plain(qkv: Tensor, bias: Tensor) -> Sequence[Tensor]:
         return turned(_BiasOfProduct.apply(qkv.flatten(1), bias).view_as(qkv))

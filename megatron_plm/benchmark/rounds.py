@@ -44,6 +44,7 @@ def fastest_size(
     chosen: tuple[int, Step] | None = None
     fastest = 0.0
     for size in sizes:
+        step: Step | None = None  # a slower one goes before the next is made
         try:
             step = step_of(size)
             speed = tokens_per_second(step, seconds, wait)

@@ -120,6 +120,7 @@ def _process(
     rank: int, processes: int, config: Config, seconds: float, threads: int, device: str, folder: Path
 ) -> None:
     from megatron_plm.parallel.mesh import joined_world
+    from megatron_plm.training.device import on_device
     from megatron_plm.training.loop import train_step
     from megatron_plm.training.state import build_run, open_datasets
 
@@ -127,7 +128,7 @@ def _process(
     meet(rank, folder / "port")
     with joined_world(config.parallel, use_gpu=device == "cuda", force_group=config.training.bf16) as world:
         run = build_run(config, world, open_datasets(config), fill=quick_values)
-        steps = run.train_loader.steps(run.progress.cursor)
+        steps = on_device(run.train_loader.steps(run.progress.cursor), world.device)
         wait = waiting_for(world.device)
 
         def step() -> int:

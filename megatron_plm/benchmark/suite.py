@@ -26,6 +26,7 @@ from megatron_plm.errors import UserError
 from megatron_plm.files import atomic_file
 from megatron_plm.machine import describe_machine
 
+_MARK = ".megatron_plm_suite"  # stands in the folders that may be emptied
 _SECONDS = {"cpu": 590.0, "gpu": 460.0}  # with starting make and building, ten and eight minutes
 
 
@@ -77,12 +78,13 @@ def _make_empty(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output-dir {folder}: is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / "logs").is_dir():
+        if not (folder / _MARK).is_file():
             raise UserError(f"--output-dir {folder}: holds something else than figures; name a new folder")
         shutil.rmtree(folder)
     try:
         for name in ("logs", "data"):
             (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / _MARK).touch()
     except OSError as error:
         raise UserError(f"--output-dir {folder}: cannot be made ({error.strerror}); name another") from None
 

@@ -51,6 +51,7 @@ from megatron_plm.config.presets import PRESETS
 from megatron_plm.errors import UserError
 from megatron_plm.parallel.mesh import World, joined_world
 from megatron_plm.plan.speed import token_flops
+from megatron_plm.training.device import on_device
 from megatron_plm.training.loop import train_step
 from megatron_plm.training.state import Datasets, build_run, open_datasets
 
@@ -151,13 +152,14 @@ class _Preset:
         else:
             speeds = {}
             for side in sides:
-                with peak_memory(device) as peak:
-                    step = {side: self._step(side)}
+                step = {side: self._step(side)}
+                with peak_memory(device) as peak:  # of its steps, not of the sizes that were tried before
                     speeds |= timed_in_turn(step, options.rounds, options.seconds, self._say, self._wait)
-                    step.clear()
                 memory[side] = peak["bytes"]
+                step.clear()
+                free_memory(device)
         flops, gpu = self._token_flops(), gpu_here(device)
-        peak_flops = gpu.peak_flops(self._config.training.bf16) if gpu else None
+        peak_flops = (gpu.bf16_flops if self._config.training.bf16 else gpu.fp32_flops) if gpu else None
         found = {
             "tokens_per_second": speeds,
             "batch_sizes": self._sizes,
@@ -199,6 +201,7 @@ class _Preset:
         """A step of as many rows as fit: half as many as before each time that the GPU lacks memory."""
         rows = self._config.training.micro_batch_size
         while True:
+            step: Step | None = None
             try:
                 step = step_of(rows)
                 step()
@@ -209,6 +212,7 @@ class _Preset:
             else:
                 self._sizes[side] = rows
                 return step
+            step = None  # its model is as large as the next one's
             self._say(f"{self._preset}, {side}: {rows} rows don't fit; {rows // 2} are tried")
             rows //= 2
             free_memory(self._world.device)
@@ -238,7 +242,7 @@ class _Preset:
 
 def _our_step(config: Config, world: World, datasets: Datasets) -> Step:
     run = build_run(config, world, datasets, fill=quick_values)
-    steps = run.train_loader.steps(run.progress.cursor)
+    steps = on_device(run.train_loader.steps(run.progress.cursor), world.device)
     return lambda: train_step(run, next(steps)).num_tokens
 
 

@@ -73,6 +73,7 @@ def _backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, statistics: Tensor, cu_seqlens: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     dout, q, k, v, out = (_with_whole_heads(x) for x in (dout, q, k, v, out))
+    statistics = statistics.contiguous()
     cuts = cu_seqlens.to(torch.int32).contiguous()
     dq, dk, dv = _backward_shapes(dout, q)
     _cpu.attend_backward(
@@ -82,7 +83,7 @@ def _backward(
         k=_address(k),
         v=_address(v),
         out=_address(out),
-        statistics=statistics.contiguous().data_ptr(),
+        statistics=statistics.data_ptr(),
         dq=_address(dq),
         dk=_address(dk),
         dv=_address(dv),
@@ -117,11 +118,11 @@ def _address(x_TNH: Tensor) -> tuple[int, int, int]:
 def _forward_shapes(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     T, N = q.shape[:2]
     assert k.shape == v.shape == q.shape, "queries, keys and values of one shape"
-    return torch.empty(q.shape, device=q.device), torch.empty((2, N, T), device=q.device)
+    return q.new_empty(q.shape), q.new_empty((2, N, T))
 
 
 def _backward_shapes(_dout: Tensor, q: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (torch.empty(q.shape, device=q.device) for _ in range(3))
+    dq, dk, dv = (q.new_empty(q.shape) for _ in range(3))
     return dq, dk, dv
 
 
@@ -142,8 +143,13 @@ def _gradients(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Tensor 
     return *backward(dout, q, k, v, out, statistics, cu_seqlens, ctx.causal), None, None
 
 
+def _no_gradients(*_: Any) -> tuple[Tensor | None, ...]:
+    raise RuntimeError("packed_attention has no second derivative")  # torch would only warn, and leave it out
+
+
 _library.impl("packed_attention", _forward, "CPU")
 _library.impl("packed_attention_backward", _backward, "CPU")
 torch.library.register_fake("megatron_plm::packed_attention", _forward_shapes, lib=_library)
 torch.library.register_fake("megatron_plm::packed_attention_backward", _backward_shapes, lib=_library)
 torch.library.register_autograd("megatron_plm::packed_attention", _gradients, setup_context=_keep, lib=_library)
+torch.library.register_autograd("megatron_plm::packed_attention_backward", _no_gradients, lib=_library)

@@ -4,13 +4,15 @@ Shapes: T packed tokens, N heads, H head size.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_plm.kernels.attention import cpu_attention, cpu_attention_path, has_cpu_attention
+
+OneCall = Literal["flash", "cpu"]  # torch's variable-length attention on a GPU, or kernels.attention
 
 
 @dataclass(frozen=True)
@@ -20,17 +22,16 @@ class Sequences:
     cu_seqlens: Tensor  # int32 [number of sequences + 1], from 0 to T; empty sequences are allowed
     max_length: int
     lengths: tuple[int, ...]  # of the sequences that are not empty; none where attention is one call for all
-    flash: bool  # whether it is
+    one_call: OneCall | None  # which call that is, if any
 
     @staticmethod
     def from_cu_seqlens(
         cu_seqlens: Tensor, max_length: int, dtype: torch.dtype, *, dropout: bool = False
     ) -> "Sequences":
         """Read the lengths where attention over `dtype` needs them; on a GPU, that makes the host wait."""
-        has_one_call = has_cpu_attention(cu_seqlens.device, dtype) or _has_flash_attention(cu_seqlens.device, dtype)
-        if has_one_call and not dropout:
-            return Sequences(cu_seqlens, max_length, (), flash=True)
-        return Sequences(cu_seqlens, max_length, tuple(n for n in cu_seqlens.diff().tolist() if n), flash=False)
+        one_call = None if dropout else _one_call(cu_seqlens.device, dtype)
+        lengths = () if one_call else tuple(n for n in cu_seqlens.diff().tolist() if n)
+        return Sequences(cu_seqlens, max_length, lengths, one_call)
 
 
 def attention_path(device: torch.device, dtype: torch.dtype, *, dropout: bool = False) -> str:
@@ -43,6 +44,12 @@ def attention_path(device: torch.device, dtype: torch.dtype, *, dropout: bool = 
         return cpu_attention_path()
     slower = f" (flash attention takes no {str(dtype).removeprefix('torch.')}: --bf16 is faster)"
     return "fused kernel, protein by protein" + (slower if device.type == "cuda" else "")
+
+
+def _one_call(device: torch.device, dtype: torch.dtype) -> OneCall | None:
+    if _has_flash_attention(device, dtype):
+        return "flash"
+    return "cpu" if has_cpu_attention(device, dtype) else None
 
 
 def _has_flash_attention(device: torch.device, dtype: torch.dtype) -> bool:
@@ -78,10 +85,10 @@ def packed_attention(
     only, and on the CPU, in fp32, one of our own kernel; both without dropout. Else each sequence is one call of
     torch's fused kernel.
     """
-    if sequences.flash:
-        assert not dropout, "attention of all sequences at once has no dropout"
-        if q_TNH.device.type == "cpu":
-            return cpu_attention(q_TNH, k_TNH, v_TNH, sequences.cu_seqlens, causal=causal)
+    assert not (dropout and sequences.one_call), "attention of all sequences at once has no dropout"
+    if sequences.one_call == "cpu":
+        return cpu_attention(q_TNH, k_TNH, v_TNH, sequences.cu_seqlens, causal=causal)
+    if sequences.one_call == "flash":
         # Imported here: the module exists only in builds of torch that have the CUDA kernel.
         from torch.nn.attention.varlen import varlen_attn
 

@@ -52,6 +52,8 @@ def test_a_side_that_lets_proteins_see_each_other_is_seen_by_its_error():
     assert min(errors["wrong"].values()) > 0.1
     found = {"x": {"sides": {"ours": {"errors": errors["wrong"]}}}}
     assert attention.missed({"checks": attention._checks(found, torch.float32)}) == ["x"]
+    found = {"x": {"sides": {"ours": {"errors": {"output": 1e-7, "d query": float("nan")}}}}}
+    assert attention.missed({"checks": attention._checks(found, torch.float32)}) == ["x"]
 
 
 def test_every_side_holds_the_same_values():

@@ -30,6 +30,14 @@ def test_the_op_its_peer_and_the_exact_one_compute_the_same(case):
         torch.testing.assert_close(other, exact, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_compiled_the_peer_computes_the_same(case):
+    torch.compiler.reset()
+    compiled = torch.compile(case.peer, fullgraph=True, backend="aot_eager")
+    for one, other in zip(outcome(compiled, case.peer_given), outcome(case.peer, case.peer_given), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
 def test_traffic_counts_every_tensor_once_each_way():
     gelu = next(case for case in CASES if case.name == "bias + gelu")
     x = 12 * 64 * 8

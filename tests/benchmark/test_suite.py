@@ -139,6 +139,7 @@ def test_a_wrong_flag_is_a_sentence(flags, expected, tmp_path, monkeypatch, caps
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path, capsys):
+    (tmp_path / "logs").mkdir()  # which many a folder has
     (tmp_path / "thesis.txt").write_text("mine")
     assert run_command(main, ["suite", "cpu", "--output-dir", str(tmp_path)]) == 2
     assert "holds something else than figures" in capsys.readouterr().err

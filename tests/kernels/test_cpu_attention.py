@@ -1,5 +1,7 @@
 """Our attention on the CPU against softmax written out in float64, forward and backward."""
 
+import sys
+
 import pytest
 import torch
 
@@ -115,6 +117,13 @@ def test_inputs_and_gradients_may_lie_in_any_order_in_memory():
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.skipif(
+    sys.platform != "linux" or not torch.backends.openmp.is_available(), reason="this torch has no OpenMP to share"
+)
+def test_its_threads_are_torchs():
+    assert module._cpu.thread_pool() == "OpenMP", "a second pool would wait for the cores that torch's threads spin on"
+
+
 def test_bitwise_the_same_again_and_with_other_threads():
     lengths = [300, 17, 1, 120]
     given = inputs(lengths, 5, 16)
@@ -148,6 +157,25 @@ def test_the_ops_keep_torchs_rules(causal):
     assert not statistics.requires_grad
     given = (dout, *(x.detach() for x in (q, k, v, out)), statistics, cuts_of(lengths), causal)
     torch.library.opcheck(ops.packed_attention_backward.default, given)
+
+
+def test_a_second_derivative_is_refused():
+    q, k, v, dout = inputs([7, 20], 2, 8)
+    out = cpu_attention(q, k, v, cuts_of([7, 20]), causal=False)
+    (gradient,) = torch.autograd.grad(out, q, dout, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.sum().backward()
+
+
+def test_torchs_default_dtype_changes_nothing():
+    given = inputs([7, 20], 2, 8)
+    expected = ours(*given, [7, 20])
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = ours(*given, [7, 20])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_other_lengths_need_no_other_graph():

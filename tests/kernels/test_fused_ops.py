@@ -120,7 +120,8 @@ def test_every_registered_op_is_among_the_samples():
         for schema in torch._C._jit_get_all_schemas()
         if schema.name.startswith("megatron_plm::")
     }
-    assert registered == {op.__name__ for op, _ in samples()}
+    # Those of attention are there where another test has imported it, and test_cpu_attention.py has samples of them.
+    assert registered - {"packed_attention", "packed_attention_backward"} == {op.__name__ for op, _ in samples()}
 
 
 def test_dropout_add_drops_what_dropout_does_to_the_bit():

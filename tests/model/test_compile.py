@@ -1,6 +1,6 @@
-"""A block on the path of flash attention is one graph, and stays it for batches of other lengths and for other blocks.
+"""A block whose attention is one call is one graph, and stays it for batches of other lengths and for other blocks.
 
-torch's op for it runs on GPUs only: a stand-in under its name, by the definition, lets the path run here.
+torch's flash attention runs on GPUs only: a stand-in under its name, by the definition, lets the path run here.
 """
 
 import pytest
@@ -8,6 +8,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from megatron_plm.config.options import ModelOptions
+from megatron_plm.kernels.attention import has_cpu_attention
 from megatron_plm.model.attention import Sequences
 from megatron_plm.model.layers import RotaryEmbedding
 from megatron_plm.model.transformer import Block
@@ -40,24 +41,34 @@ def backward(gradient, q, k, v, _out, _lse, cuts, *_more):
 
 
 @pytest.fixture
-def flash_here():
+def flash_calls():
+    """Flash attention on the CPU; one entry a call."""
+    calls = []
+
+    def noted(*given):
+        calls.append(len(given))
+        return forward(*given)
+
     with torch.library._scoped_library("torch_attn", "IMPL") as library:
-        library.impl("_varlen_attn", forward, "CPU")
+        library.impl("_varlen_attn", noted, "CPU")
         library.impl("_varlen_attn_backward", backward, "CPU")
-        yield
+        yield calls
 
 
-def inputs(cuts, *, flash, seed=0):
+def inputs(cuts, one_call, *, seed=0):
     torch.manual_seed(seed)
     cuts = torch.tensor(cuts, dtype=torch.int32)
-    lengths = () if flash else tuple(n for n in cuts.diff().tolist() if n)
+    lengths = () if one_call else tuple(n for n in cuts.diff().tolist() if n)
     positions = torch.arange(LENGTH)[None]
     rotary = RotaryEmbedding(OPTIONS.head_dim)(positions, torch.float32)
-    return torch.randn(1, LENGTH, 32, requires_grad=True), rotary, Sequences(cuts, LENGTH, lengths, flash=flash)
+    sequences = Sequences(cuts, LENGTH, lengths, one_call)
+    return torch.randn(1, LENGTH, 32, requires_grad=True), rotary, sequences
 
 
-@pytest.mark.usefixtures("flash_here")
-def test_blocks_are_one_graph_for_all_lengths():
+@pytest.mark.parametrize("kind", ["flash", "cpu"])
+def test_blocks_are_one_graph_for_all_lengths(kind, flash_calls):
+    if kind == "cpu" and not has_cpu_attention(torch.device("cpu"), torch.float32):
+        pytest.skip("csrc/cpu was not built")
     torch.manual_seed(1)
     blocks = [Block(OPTIONS) for _ in range(3)]
     counter = CompileCounter()
@@ -68,11 +79,12 @@ def test_blocks_are_one_graph_for_all_lengths():
         for cuts in CUTS:
             for block, fast in zip(blocks, compiled, strict=True):
                 results = []
-                for call, flash in ((block, False), (fast, True)):
-                    x, rotary, sequences = inputs(cuts, flash=flash)
+                for call, one_call in ((block, None), (fast, kind)):
+                    x, rotary, sequences = inputs(cuts, one_call)
                     out = call(x, rotary, sequences)
                     out.square().sum().backward()
                     results.append((out.detach(), x.grad))
                 for got, expected in zip(results[1], results[0], strict=True):
                     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     assert counter.frame_count == 1
+    assert len(flash_calls) == (len(CUTS) * len(blocks) if kind == "flash" else 0)

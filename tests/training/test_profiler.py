@@ -47,7 +47,6 @@ def test_the_trace_holds_the_steps_that_were_named_and_adds_up(runs):
         assert summary.classes[name] > 0, name
     for name in ("forward", "backward", "optimizer"):
         assert summary.phases[name] > 0, name
-    assert summary.phases["backward"] > summary.phases["optimizer"]
     assert summary.communication == 0
 
 
