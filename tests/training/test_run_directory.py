@@ -147,7 +147,8 @@ def test_each_start_says_where_it_begins_and_how_it_computes(stopped, pair_data)
     assert pretrain(*pair_data.flags, f"--load={stopped}", f"--save={stopped}") == 0
     first, second = records(stopped, "start")
     assert (first["step"], second["step"]) == (0, 10)
-    assert first["kernels"].startswith("attention: fused kernel, protein by protein; linear maps: ")
+    assert first["kernels"].startswith("attention: all proteins at once on the CPU, in float32 (")
+    assert "; linear maps: " in first["kernels"]
     assert first["command"].startswith("launch/pretrain.sh --num-layers=2")
 
 
