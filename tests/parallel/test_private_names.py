@@ -24,7 +24,7 @@ def private_names() -> set[str]:
                 found |= {f"{node.module}.{alias.name}" for alias in node.names}
             elif isinstance(node, ast.Attribute):
                 found.add(ast.unparse(node))
-    # What stands between double underscores is Python's: promised.
+    # Names between double underscores, such as torch.__version__, are Python's and public.
     return {name for name in found if re.fullmatch(r"torch(\.\w+)*\._(?!_)\w+(\.\w+)*", name)}
 
 
