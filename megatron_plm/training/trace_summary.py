@@ -46,6 +46,7 @@ _ELEMENTWISE_OPS = re.compile(
 _COPIES = re.compile(
     "copy|memcpy|memset|::(cat|stack|clone|contiguous|to|zero_|fill_|index|gather|embedding)", re.IGNORECASE
 )
+_WRAPPERS = re.compile("autograd::|GeneratedBackwardFor_")  # the latter stands around an op of our own, forward too
 _NUM_TOP = 15
 _NUM_GAPS = 5
 
@@ -194,7 +195,7 @@ def _named_gaps(gaps: list[Interval], starts: list[tuple[float, Event]]) -> list
 
 def _op(event: Event) -> Event:
     """The op of the host that an event is, or is a kernel of; where there is none, the event."""
-    ops = (around for around in event.chain() if around.category == "cpu_op" and "autograd::" not in around.name)
+    ops = (around for around in event.chain() if around.category == "cpu_op" and not _WRAPPERS.match(around.name))
     return next(ops, event)
 
 

@@ -167,6 +167,17 @@ def test_on_a_gpu_its_kernels_count_by_the_ops_that_began_them():
     assert "GPU idle" in summary_words(summary)
 
 
+def test_an_op_of_our_own_has_its_own_name():
+    """As torch writes it: the op, in it the function that keeps what its gradient needs, and nothing inside."""
+    entries = [
+        marked("ProfilerStep#1", 0, 20),
+        event("megatron_plm::packed_attention", 1, 19),
+        event("GeneratedBackwardFor_megatron_plm_packed_attention_default", 3, 18),
+    ]
+    (op,) = summarize(parse_trace(entries)).top
+    assert (op.name, op.microseconds) == ("megatron_plm::packed_attention", 18)
+
+
 def test_kernels_begun_outside_of_the_traced_steps_count_nothing():
     more = [launched(99, 60), kernel("nvjet", 300, 400, launch=99), kernel("nvjet", 20, 90, launch=None)]
     assert summarize(parse_trace(GPU_STEP + more)) == summarize(parse_trace(GPU_STEP))
