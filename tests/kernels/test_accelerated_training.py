@@ -110,8 +110,12 @@ def trained(implementation, *, force_group):
         optimizer = build_optimizer(
             parameters.values(), lr=1e-2, weight_decay=0.3, lr_scales=scales, implementation=implementation
         )
+        generator = torch.Generator().manual_seed(0)
         for step in range(5):
             model(*rows()).float().square().mean().backward()
+            for parameter in parameters.values():
+                if parameter.grad is not None:  # others of the same kind, that no rounding before them has moved
+                    local_tensor(parameter.grad).normal_(generator=generator)
             set_learning_rate(optimizer, 1e-2 / (1 + step))
             optimizer.step()
             optimizer.zero_grad()
@@ -128,7 +132,7 @@ def test_apexs_adamw_is_torchs_with_the_same_state(force_group):
     expected, states = trained("torch", force_group=force_group)
     found, others = trained("apex", force_group=force_group)
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7, msg=lambda text, n=name: f"{n}: {text}")
     for name, state in states.items():
         assert state.keys() == others[name].keys()
         assert state["step"] == others[name]["step"] == 5
