@@ -13,7 +13,6 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +30,7 @@ from megatron_plm.config.load import config_from_values
 from megatron_plm.config.presets import PRESETS
 from megatron_plm.data.readers import open_inputs
 from megatron_plm.inference.proteins import ProteinReader
+from megatron_plm.kernels.accelerators import are_usable, flash_varlen
 from megatron_plm.model.attention import Sequences, packed_attention
 from megatron_plm.tokenizers import get_tokenizer
 
@@ -187,11 +187,10 @@ def build_sides(
     }  # fmt: skip
     if device.type == "cuda" and dtype == torch.bfloat16:
         found["padded_flash"] = (padded, flash_only, None)
-        if find_spec("flash_attn") is not None:
-            from flash_attn import flash_attn_varlen_func
-
+        if are_usable(device, attention="flash_attn"):
+            varlen = flash_varlen()
             found["flash_attn"] = (
-                packed, lambda q, k, v: flash_attn_varlen_func(q, k, v, cuts, cuts, longest, longest), lambda out: out
+                packed, lambda q, k, v: varlen(q, k, v, cuts, longest, False, 0.0), lambda out: out
             )  # fmt: skip
     return {
         name: Side(tuple(each.detach().clone().requires_grad_() for each in inputs), attend, by_token)

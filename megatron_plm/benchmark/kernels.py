@@ -7,6 +7,9 @@ that the blocks don't: beside the rotation they copy the values, as the fused op
 
 GB/s counts what has to move: what goes in and comes out; with the backward pass also the gradients, and what it reads
 again.
+
+Of norms there are also those of apex and TransformerEngine, on a GPU where they are installed, behind the plain blocks'
+sum and dropout.
 """
 
 import argparse
@@ -94,9 +97,11 @@ def _line(case: dict[str, Any]) -> str:
     shown = {side: _times(case["seconds"].get(side)) for side in ("fused", "eager", "compiled")}
     verdict = {True: "yes", False: "no", None: "not measured"}[case["beats_compile"]]
     error = case["error"]
+    packages = [f"{side} {_times(case['seconds'][side])}, error {error[side]:.1e}" for side in case["packages"]]
     return (
         f"{case['op']:<28}{case['preset']:<11}{case['dtype']:<6}{shown['fused']:>16}{case['gigabytes_per_second']:>7.0f}"
         f"{shown['eager']:>16}{shown['compiled']:>16}{error['fused']:>13.1e}{error['eager']:>9.1e}  {verdict}"
+        + "".join(f"; {each}" for each in packages)
     )
 
 
@@ -111,6 +116,7 @@ def _figures(case: Case, repeats: int, device: torch.device) -> dict[str, Any]:
         sides["compiled"] = (torch.compile(case.peer, fullgraph=True), case.peer_given)
     # Gradients as matrix products leave them, each number in memory.
     grads = [torch.ones(result.shape, device=device, dtype=result.dtype) for result in case.fused(*case.given)]
+    sides |= {package: (function, case.peer_given) for package, function in case.packages.items()}
     seconds = {
         side: {
             "forward": _median_seconds(functools.partial(function, *given), repeats, device),
@@ -119,10 +125,8 @@ def _figures(case: Case, repeats: int, device: torch.device) -> dict[str, Any]:
         for side, (function, given) in sides.items()
     }
     error = {
-        side: _error(function, given, exact)
-        for side, (function, given), exact in zip(
-            sides, sides.values(), (case.exact, case.peer, case.peer), strict=False
-        )
+        side: _error(function, given, case.exact if side == "fused" else case.peer)
+        for side, (function, given) in sides.items()
     }
     beats = seconds["fused"]["both"] < seconds["compiled"]["both"] if "compiled" in seconds else None
     forward_bytes, backward_bytes = case.traffic()
@@ -131,6 +135,7 @@ def _figures(case: Case, repeats: int, device: torch.device) -> dict[str, Any]:
         "gigabytes_per_second": (forward_bytes + backward_bytes) / seconds["fused"]["both"] / 1e9,
         "error": error,
         "beats_compile": beats,
+        "packages": list(case.packages),
     }
 
 

@@ -1,14 +1,16 @@
 """What `tools/benchmark.py kernels` runs: each fused op beside what the plain blocks run for it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from megatron_plm.config.options import ModelOptions
+from megatron_plm.kernels.accelerators import are_usable, norm_like
 from megatron_plm.kernels.activation import bias_gelu, bias_swiglu
 from megatron_plm.kernels.dropout import dropout
 from megatron_plm.kernels.norm import dropout_add_norm
@@ -27,6 +29,7 @@ class Case:
         given, peer_given: these tensors; to the peer's input the bias is added already.
         exact: the op as a composite that float64 goes through.
         read_again: bytes that the backward pass must read beside the gradients.
+        packages: the peer with the norm of another package, by the packages that are here; takes `peer_given`.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Case:
     given: list[Tensor]
     peer_given: list[Tensor]
     read_again: int
+    packages: dict[str, Function] = field(default_factory=dict)
 
     def traffic(self) -> tuple[int, int]:
         """Bytes that have to move forward, and in the backward pass."""
@@ -89,7 +93,24 @@ def _add_norm(some: Callable[..., Tensor], keys: Tensor, T: int, D: int, kind: s
 
     given = [some(T, D), some(T, D), some(D), *([some(D)] if kind == "LayerNorm" else [])]
     name = f"{'dropout + ' if rate else ''}sum + {kind}"
-    return Case(name, fused, plain, plain, given, given, _bytes(given[0]))
+    packages = {
+        package: package_norm(package, kind, keys, D, rate)
+        for package in ("apex", "transformer_engine")
+        if are_usable(keys.device, norm=package)
+    }
+    return Case(name, fused, plain, plain, given, given, _bytes(given[0]), packages)
+
+
+def package_norm(package: str, kind: str, keys: Tensor, D: int, rate: float) -> Function:
+    """Sum and norm as the plain blocks run them with `--norm-implementation`."""
+    with torch.device("meta"):
+        norm = norm_like({"LayerNorm": nn.LayerNorm, "RMSNorm": nn.RMSNorm}[kind](D, eps=_EPS), package)
+
+    def run(x: Tensor, residual: Tensor, *weights: Tensor) -> Sequence[Tensor]:
+        total = residual + dropout(x, keys, rate, _SITE)
+        return total, functional_call(norm, dict(zip(("weight", "bias"), weights, strict=False)), (total,))
+
+    return run
 
 
 def _activated(x: Tensor, name: str) -> Tensor:

@@ -4,7 +4,7 @@ Counted are useful tokens a second: tokens of proteins with their <cls> and <eos
 15 % of the residues. The peer runs as its users run it: rows of one protein each, padded to the longest of the batch
 (`padded`: random batches; `bucketed`: batches of similar length), or packed where transformers can (train_peer.py);
 the head on every position. On a CPU the sides take turns in fp32; on a GPU they come one after the other, in bf16, so
-that each one's peak memory is its own.
+that each one's peak memory is its own; there ours runs by other packages' kernels too, where they are installed.
 
 MFU: useful tokens a second, times the operations that the model needs to learn from one (plan.speed.token_flops, over
 the lengths of the dataset's proteins), over the GPU's dense peak (plan/hardware.py).
@@ -45,6 +45,7 @@ from megatron_plm.benchmark.rounds import (
     speed_lines,
     timed_in_turn,
 )
+from megatron_plm.benchmark.train_packages import PACKAGE_SIDES, is_here, package_values, require_packages
 from megatron_plm.benchmark.train_peer import packed_attention_name, packed_step, padded_step
 from megatron_plm.config.options import Config
 from megatron_plm.config.presets import PRESETS
@@ -63,6 +64,7 @@ SIDES = {
     "padded": "EsmForMaskedLM, random batches",
     "bucketed": "EsmForMaskedLM, length-bucketed",
     "packed": "EsmForMaskedLM, packed rows",
+    **PACKAGE_SIDES,
 }
 _OURS, _PADDED = ("ours", "compiled"), ("padded", "bucketed")
 # Of issue 8: ratios at two shapes on a CPU, MFU in per cent of an H200.
@@ -78,7 +80,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-path", required=True, metavar="PREFIX", help="dataset to train on")
     text = "model shapes of all sides, one after the other (default: esm2-8m)"
     parser.add_argument("--presets", default=["esm2-8m"], nargs="+", choices=list(PRESETS), metavar="NAME", help=text)
-    text = f"of {', '.join(SIDES)} (default: all, on a CPU without compiled)"
+    text = f"of {', '.join(SIDES)} (default: all that are here, on a CPU without compiled)"
     parser.add_argument("--sides", default=None, nargs="+", choices=list(SIDES), metavar="SIDE", help=text)
     parser.add_argument("--seq-length", type=count, default=1024, help="tokens of a row; the peer crops to it")
     text = "packed rows of one optimizer step; fewer where a GPU lacks memory (default: 4, on a GPU 32)"
@@ -105,8 +107,9 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     """
     device = chosen_device(options)
     dtype = chosen_dtype(options, device)
-    sides = options.sides or [side for side in SIDES if side != "compiled" or device.type == "cuda"]
-    if any(side not in _OURS for side in sides):
+    sides = options.sides or [side for side in SIDES if _is_default(side, device, dtype)]
+    require_packages(sides, device)
+    if any(side not in (*_OURS, *PACKAGE_SIDES) for side in sides):
         require_transformers()
     rows = options.rows or _ROWS[device.type]
     configs = {
@@ -122,12 +125,17 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     return {**result, "checks": _checks(found, device)}
 
 
+def _is_default(side: str, device: torch.device, dtype: torch.dtype) -> bool:
+    return is_here(side, device, dtype) if side in PACKAGE_SIDES else side != "compiled" or device.type == "cuda"
+
+
 def _config(
-    preset: str, rows: int, options: argparse.Namespace, *, bf16: bool, num_workers: int = 0, compiled: bool = False
+    preset: str, rows: int, options: argparse.Namespace, *, bf16: bool, num_workers: int = 0, side: str = "ours"
 ) -> Config:
     return preset_config(
         preset, data_path=(options.data_path,), seq_length=options.seq_length, micro_batch_size=rows,
-        global_batch_size=rows, num_workers=num_workers, seed=options.seed, bf16=bf16, compile=compiled,
+        global_batch_size=rows, num_workers=num_workers, seed=options.seed, bf16=bf16, compile=side == "compiled",
+        **package_values(side),
     )  # fmt: skip
 
 
@@ -174,7 +182,7 @@ class _Preset:
         return found | ({"packed_attention": packed_attention_name(device)} if "packed" in sides else {})
 
     def _step(self, side: str) -> Step:
-        if side in _OURS:
+        if side in (*_OURS, *PACKAGE_SIDES):
             return self._fitting(lambda rows: _our_step(self._with_rows(rows, side), self._world, self._datasets), side)
         if side == "packed":
             return self._fitting(self._packed_step, side)
@@ -190,8 +198,8 @@ class _Preset:
     def _with_rows(self, rows: int, side: str) -> Config:
         config = self._config
         return _config(
-            self._preset, rows, self._options, bf16=config.training.bf16, num_workers=config.data.num_workers,
-            compiled=side == "compiled",
+            self._preset, rows, self._options, bf16=config.training.bf16, side=side,
+            num_workers=config.data.num_workers,
         )  # fmt: skip
 
     def _packed_step(self, rows: int) -> Step:

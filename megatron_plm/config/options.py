@@ -139,6 +139,13 @@ class TrainingOptions:
     fused_kernels: bool = option(
         False, "norms, dropout, activations and rotary positions of the blocks by fused ops (docs/kernels.md)"
     )
+    norm_implementation: str = option(
+        "torch", "whose norms compute, on a GPU (docs/kernels.md)", choices=("torch", "apex", "transformer_engine")
+    )
+    attention_implementation: str = option(
+        "torch", "whose attention of all proteins at once computes, on a GPU", choices=("torch", "flash_attn")
+    )
+    optimizer_implementation: str = option("torch", "whose AdamW computes, on a GPU", choices=("torch", "apex"))
     distributed_timeout_minutes: float = option(
         10.0, "time after which a process that waits for another gives up, and the run ends"
     )

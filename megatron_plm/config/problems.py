@@ -70,7 +70,7 @@ def problems(config: Config, *, world_size: int = 1) -> list[str]:
         training.min_lr <= training.lr,
         f"--min-lr {training.min_lr} is above --lr {training.lr}; lower --min-lr",
     )
-    found += _profile_problems(config.training, world_size)
+    found += _profile_problems(config.training, world_size) + _package_problems(config)
     return found or layout_problems(config, world_size)
 
 
@@ -93,6 +93,25 @@ def _profile_problems(training: TrainingOptions, world_size: int) -> list[str]:
                 f"--profile-ranks {ranks}: expected numbers below {world_size}, the number of processes, with commas "
                 f"between, or {ALL_RANKS}"
             )
+    return found
+
+
+def _package_problems(config: Config) -> list[str]:
+    """What keeps other packages' kernels from computing what they were chosen for."""
+    training, found = config.training, []
+    if training.norm_implementation != "torch":
+        others = {
+            "--fused-kernels has norms of its own": training.fused_kernels,
+            "--compile makes the norms of the blocks itself": training.compile,
+            "--sequence-parallel gives norms tensors that only torch's know": config.parallel.sequence_parallel,
+        }
+        chosen = f"--norm-implementation {training.norm_implementation}"
+        found += [f"{chosen}: {why}; leave out one of the two" for why, is_on in others.items() if is_on]
+    if training.attention_implementation != "torch" and not training.bf16:
+        found.append(
+            f"--attention-implementation {training.attention_implementation} takes 16-bit numbers only: add --bf16, "
+            "or leave it out"
+        )
     return found
 
 

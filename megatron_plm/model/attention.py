@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megatron_plm.kernels.accelerators import VarlenAttention
 from megatron_plm.kernels.attention import cpu_attention, cpu_attention_path, has_cpu_attention
 
 OneCall = Literal["flash", "cpu"]  # torch's variable-length attention on a GPU, or kernels.attention
@@ -34,8 +35,12 @@ class Sequences:
         return Sequences(cu_seqlens, max_length, lengths, one_call)
 
 
-def attention_path(device: torch.device, dtype: torch.dtype, *, dropout: bool = False) -> str:
+def attention_path(
+    device: torch.device, dtype: torch.dtype, *, dropout: bool = False, implementation: str = "torch"
+) -> str:
     """In words, how attention over `dtype` is computed on `device` in training, and why not faster."""
+    if implementation != "torch":
+        return f"{implementation}, all proteins at once"
     if dropout:
         return "protein by protein (attention of all at once has no dropout: --attention-dropout 0 is faster)"
     if _has_flash_attention(device, dtype):
@@ -57,14 +62,20 @@ def _has_flash_attention(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 class PackedAttention(nn.Module):
-    """`packed_attention` as a module, the place where another way to compute it goes."""
+    """`packed_attention` as a module, the place where another way to compute it goes.
+
+    `varlen`: another package's attention of all sequences at once; it has dropout, too.
+    """
 
     def __init__(self, *, causal: bool, dropout: float = 0.0) -> None:
         super().__init__()
         self.causal, self.dropout = causal, dropout
+        self.varlen: VarlenAttention | None = None
 
     def forward(self, q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, sequences: Sequences) -> Tensor:
         dropout = self.dropout if self.training else 0.0
+        if self.varlen is not None:
+            return self.varlen(q_TNH, k_TNH, v_TNH, sequences.cu_seqlens, sequences.max_length, self.causal, dropout)
         return packed_attention(q_TNH, k_TNH, v_TNH, sequences, causal=self.causal, dropout=dropout)
 
 

@@ -10,6 +10,7 @@ of a row, V vocabulary.
 from torch import Tensor, nn
 
 from megatron_plm.config.options import ModelOptions
+from megatron_plm.kernels.accelerators import VarlenAttention
 from megatron_plm.kernels.linear import Linear
 from megatron_plm.kernels.rotary import rotate
 from megatron_plm.model.attention import PackedAttention, Sequences
@@ -84,6 +85,7 @@ class Encoder(nn.Module):
         self.embedding = TokenEmbedding(options, tokenizer)
         self.rotary = RotaryEmbedding(options.head_dim) if options.position_embedding_type == "rope" else None
         self.hidden_dropout, self.attention_dropout = options.hidden_dropout, options.attention_dropout
+        self.one_call_drops = False  # whether attention of all proteins at once has dropout
         self.dropout_keys = DropoutKeys()
         self.blocks = nn.ModuleDict({str(index): block(options) for index in range(options.num_layers)})
         # A post-LN block ends with a norm of its own.
@@ -106,6 +108,13 @@ class Encoder(nn.Module):
         x_BLD = self.embedding(tokens_BL, positions_BL, segment_ids_BL, row_keys_B)
         return self.final_norm(self.transform(x_BLD, positions_BL, cu_seqlens, row_keys_B, max_length))
 
+    def attend_by(self, varlen: VarlenAttention) -> None:
+        """Let all blocks attend by another package's function, whatever the device and the dtype."""
+        self.one_call_drops = True
+        for module in self.modules():
+            if isinstance(module, PackedAttention):
+                module.varlen = varlen
+
     def transform(
         self,
         x_BLD: Tensor,
@@ -117,7 +126,7 @@ class Encoder(nn.Module):
         """Take embedded rows through the blocks; [B, L, D]."""
         length = positions_BL.shape[1]
         rotary = None if self.rotary is None else self.rotary(positions_BL, x_BLD.dtype)
-        drops_attention = self.training and self.attention_dropout > 0
+        drops_attention = self.training and self.attention_dropout > 0 and not self.one_call_drops
         sequences = Sequences.from_cu_seqlens(cu_seqlens, max_length or length, x_BLD.dtype, dropout=drops_attention)
         keys_BL = self.dropout_keys(row_keys_B, length) if self.training and self.hidden_dropout else None
         for index, block in self.blocks.items():

@@ -21,6 +21,7 @@ from megatron_plm.config.options import Config, ModelOptions
 from megatron_plm.data.loader import Batch
 from megatron_plm.data.masking import Masking
 from megatron_plm.data.packing import row_limits
+from megatron_plm.kernels.accelerators import TORCH, flash_varlen, replace_norms
 from megatron_plm.model.fused import FusedBlock
 from megatron_plm.model.initialize import Piece, initialize
 from megatron_plm.model.transformer import Block, MaskedLanguageModel
@@ -111,6 +112,10 @@ def assemble(config: Config, tokenizer: Tokenizer, world: World) -> tuple[list[n
         with torch.device("meta"):
             block_type = FusedBlock if config.training.fused_kernels else Block
             model = MaskedLanguageModel(config.model, tokenizer, block_type)
+        if config.training.norm_implementation != TORCH:
+            replace_norms(model, config.training.norm_implementation)
+        if config.training.attention_implementation != TORCH:
+            model.encoder.attend_by(flash_varlen())
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         if world.cp_group is not None:
             apply_context_parallel(model, world.cp_group, world.coordinate("cp"))
@@ -157,6 +162,7 @@ def _dear_ops() -> list[torch._ops.OpOverload]:
         (aten, "_scaled_dot_product_efficient_attention"),
         (aten, "_scaled_dot_product_cudnn_attention"),
         (torch.ops.torch_attn, "_varlen_attn"),
+        (torch.ops.flash_attn, "_flash_attn_varlen_forward"),
         (torch.ops.mkldnn, "_linear_pointwise"),
         (torch.ops.megatron_plm, "packed_attention"),
         (torch.ops._c10d_functional, "all_gather_into_tensor"),

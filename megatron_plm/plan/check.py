@@ -7,7 +7,7 @@ in for any rank of thousands.
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -39,6 +39,9 @@ class Kind:
 def build_on_meta(config: Config) -> list[nn.Module]:
     """What this process of the group that was joined, which may be a fake one, trains: shapes without values."""
     world = arranged_world(config.parallel, torch.device("cpu"))
+    # What packages of the GPU's machine have in the place of torch's holds the same.
+    training = replace(config.training, norm_implementation="torch", attention_implementation="torch")
+    config = replace(config, training=training)
     parts, _ = assemble(config, get_tokenizer(config.model.tokenizer), world)
     return parts
 

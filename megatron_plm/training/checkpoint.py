@@ -133,7 +133,7 @@ def _fill_copies(run: Run) -> None:
                 _moments(run.optimizer, copy)[key].copy_(value)
 
 
-def _moments(optimizer: torch.optim.AdamW, parameter: torch.nn.Parameter) -> dict[str, Tensor]:
+def _moments(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> dict[str, Tensor]:
     """AdamW's state of a parameter, made as AdamW does where there has been no step yet."""
     if not optimizer.state[parameter]:
         optimizer.state[parameter] = {

@@ -1,13 +1,15 @@
 """AdamW with the usual parameter groups, and the gradient norm."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from megatron_plm.kernels.accelerators import TORCH, adam_kernel
 from megatron_plm.parallel.mesh import World
 from megatron_plm.parallel.tensor import local_tensor
 
@@ -20,9 +22,11 @@ def build_optimizer(
     betas: tuple[float, float] = (0.9, 0.98),
     eps: float = 1e-8,
     lr_scales: Mapping[nn.Parameter, float] | None = None,
-) -> torch.optim.AdamW:
+    implementation: str = TORCH,
+) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019) over the trainable parameters; biases and norms, the parameters of one dim,
-    have no weight decay. `lr_scales` multiply the learning rate of some parameters."""
+    have no weight decay. `lr_scales` multiply the learning rate of some parameters. `implementation`: torch's, or
+    apex's, with the same state."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     # The fused step takes tensors of one mesh at a time: some parameters may be cut by tensor parallelism, others not.
     groups: dict[tuple[object, float, float], list[nn.Parameter]] = {}
@@ -34,7 +38,47 @@ def build_optimizer(
         {"params": members, "weight_decay": decay, "lr": lr * scale} | ({"lr_scale": scale} if scale != 1 else {})
         for (_, decay, scale), members in groups.items()
     ]
-    return torch.optim.AdamW(options, lr=lr, betas=betas, eps=eps, fused=True)
+    if implementation == TORCH:
+        return torch.optim.AdamW(options, lr=lr, betas=betas, eps=eps, fused=True)
+    return ApexAdamW(options, lr=lr, betas=betas, eps=eps)
+
+
+class ApexAdamW(torch.optim.Optimizer):
+    """AdamW by the kernel of apex's FusedAdam, with the groups and the state of torch's AdamW: a checkpoint of one is
+    one of the other.
+
+    FusedAdam itself knows no DTensor, and counts the steps of a group, not of a parameter. The kernel gets what this
+    process holds. The counts are on the host, where reading one makes no GPU wait.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        self._adam = adam_kernel()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32),
+                    "exp_avg": torch.zeros_like(parameter.data),
+                    "exp_avg_sq": torch.zeros_like(parameter.data),
+                }
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step of the parameters that have a gradient."""
+        assert closure is None, "nothing here evaluates a loss anew"
+        for group in self.param_groups:
+            present = [p for p in group["params"] if p.grad is not None]
+            steps = {int(self.state[p]["step"]) for p in present}
+            assert len(steps) <= 1, "the kernel takes one count of steps for all"
+            for parameter in present:
+                self.state[parameter]["step"] += 1
+            # A list that ends with an empty tensor would be left undone.
+            held = [p for p in present if local_tensor(p.data).numel()]
+            if held:
+                moments = [[local_tensor(self.state[p][key]) for p in held] for key in ("exp_avg", "exp_avg_sq")]
+                lists = [[local_tensor(p.grad) for p in held], [local_tensor(p.data) for p in held], *moments]
+                beta1, beta2 = group["betas"]
+                self._adam(lists, group["lr"], beta1, beta2, group["eps"], steps.pop() + 1, group["weight_decay"])
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -19,6 +19,7 @@ from megatron_plm.config.problems import problems
 from megatron_plm.errors import RunFailed, UserError, run_command, tell
 from megatron_plm.files import atomic_file
 from megatron_plm.invocation import EXIT_CODE_FILE, command_line, typeable
+from megatron_plm.kernels.accelerators import TORCH, require_accelerators
 from megatron_plm.kernels.library import fused_path, require_kernels
 from megatron_plm.kernels.linear import linear_path
 from megatron_plm.machine import package_versions, processor_name
@@ -68,6 +69,12 @@ def main(argv: Sequence[str]) -> int:
         check_memory_history(config, device())
         if config.training.fused_kernels:
             require_kernels(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        require_accelerators(
+            device(),
+            norm=config.training.norm_implementation,
+            attention=config.training.attention_implementation,
+            optimizer=config.training.optimizer_implementation,
+        )
         datasets = open_datasets(config)
         check_run_directory(config)
     except UserError as error:
@@ -185,9 +192,17 @@ def _load(run: Run) -> str:
 def _description(run: Run, argv: Sequence[str]) -> dict[str, Any]:
     world = run.world
     dtype = torch.bfloat16 if run.config.training.bf16 else torch.float32
-    attention = attention_path(world.device, dtype, dropout=run.config.model.attention_dropout > 0)
-    maps = linear_path(world.device, dtype, cut=world.layout.tp > 1, compiled=run.config.training.compile)
-    fused = f"; fused ops: {fused_path(world.device)}" if run.config.training.fused_kernels else ""
+    training = run.config.training
+    attention = attention_path(
+        world.device,
+        dtype,
+        dropout=run.config.model.attention_dropout > 0,
+        implementation=training.attention_implementation,
+    )
+    maps = linear_path(world.device, dtype, cut=world.layout.tp > 1, compiled=training.compile)
+    others = [f"fused ops: {fused_path(world.device)}"] if training.fused_kernels else []
+    chosen = {"norms": training.norm_implementation, "AdamW": training.optimizer_implementation}
+    others += [f"{what}: {package}" for what, package in chosen.items() if package != TORCH]
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else processor_name()
     return {
         "command": command_line("pretrain", argv),
@@ -195,10 +210,10 @@ def _description(run: Run, argv: Sequence[str]) -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": package_versions(),
         "machine": f"{device}, {torch.get_num_threads()} threads a process",
-        "kernels": f"attention: {attention}; linear maps: {maps}{fused}",
+        "kernels": "; ".join([f"attention: {attention}", f"linear maps: {maps}", *others]),
         "world_size": world.size,
         "num_parameters": run.model.num_parameters,
-        "seed": run.config.training.seed,
+        "seed": training.seed,
         "train_sequences": run.datasets.train.num_sequences,
         "train_residues": run.datasets.train.num_tokens,
     }

@@ -42,7 +42,7 @@ class Run:
     world: World
     datasets: Datasets
     model: ParallelModel
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     train_loader: Loader
     valid_loader: Loader | None
     progress: Progress
@@ -71,6 +71,7 @@ def build_run(config: Config, world: World, datasets: Datasets, *, fill: Fill = 
         weight_decay=training.weight_decay,
         betas=(training.adam_beta1, training.adam_beta2),
         eps=training.adam_eps,
+        implementation=training.optimizer_implementation,
     )
     train_loader = _build_loader(config, world, datasets.train, datasets.tokenizer, "train")
     valid = datasets.valid
