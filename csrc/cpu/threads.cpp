@@ -3,6 +3,8 @@
 #include <dlfcn.h>
 
 #include <atomic>
+#include <exception>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -24,9 +26,16 @@ struct Job {
     void (*work)(void*, std::int64_t);
     void* context;
     std::atomic<std::int64_t> next{0};
+    std::atomic<bool> failed{false};
+    std::exception_ptr error{};  // the first one, which ends the rest
 
+    // An exception that left a thread would end the program.
     void run() {
-        for (std::int64_t task = next++; task < tasks; task = next++) work(context, task);
+        try {
+            for (std::int64_t task = next++; task < tasks && !failed; task = next++) work(context, task);
+        } catch (...) {
+            if (!failed.exchange(true)) error = std::current_exception();
+        }
     }
 };
 
@@ -43,10 +52,16 @@ void share_out(std::int64_t tasks, int threads, void (*work)(void*, std::int64_t
         openmp()(&run_job, &job, static_cast<unsigned>(threads), 0);
     } else {
         std::vector<std::thread> others;
-        for (int i = 1; i < threads && i < tasks; ++i) others.emplace_back(&Job::run, &job);
+        others.reserve(threads);
+        try {
+            for (int i = 1; i < threads && i < tasks; ++i) others.emplace_back(&Job::run, &job);
+        } catch (const std::system_error&) {
+            // The system has no more threads: those that are there do all.
+        }
         job.run();
         for (std::thread& other : others) other.join();
     }
+    if (job.error) std::rethrow_exception(job.error);
 }
 
 const char* thread_pool() { return openmp() ? "OpenMP" : "threads of its own"; }
