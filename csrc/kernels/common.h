@@ -15,6 +15,12 @@
 #define HOST_DEVICE inline
 #endif
 
+#ifdef __CUDA_ARCH__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL  // the host's compiler knows the pragma by another name
+#endif
+
 namespace megatron_plm {
 
 // The upper half of a float's bits.

@@ -25,9 +25,7 @@ template <typename T, int kSize, int kChunks>
 HOST_DEVICE float add_branch(Share<kSize, kChunks>& share, const T* x, const T* residual, T* total,
                              const Dropout& dropout, uint32_t key) {
   float sum = 0.0f;
-#ifdef __CUDA_ARCH__
-#pragma unroll
-#endif
+  UNROLL
   for (int c = 0; c < kChunks; ++c) {
     const int begin = share.begin(c);
     if (begin >= share.width) break;
@@ -48,9 +46,7 @@ HOST_DEVICE float add_branch(Share<kSize, kChunks>& share, const T* x, const T* 
 template <int kSize, int kChunks>
 HOST_DEVICE float squared_distance(const Share<kSize, kChunks>& share, float mean) {
   float sum = 0.0f;
-#ifdef __CUDA_ARCH__
-#pragma unroll
-#endif
+  UNROLL
   for (int c = 0; c < kChunks; ++c) {
     if (share.begin(c) >= share.width) break;
     for (int i = 0; i < kSize; ++i) sum += (share.values[c][i] - mean) * (share.values[c][i] - mean);
@@ -61,9 +57,7 @@ HOST_DEVICE float squared_distance(const Share<kSize, kChunks>& share, float mea
 template <typename T, int kSize, int kChunks>
 HOST_DEVICE void write_normed(const Share<kSize, kChunks>& share, float mean, float r, const T* weight, const T* bias,
                               T* normed) {
-#ifdef __CUDA_ARCH__
-#pragma unroll
-#endif
+  UNROLL
   for (int c = 0; c < kChunks; ++c) {
     const int begin = share.begin(c);
     if (begin >= share.width) break;
@@ -82,9 +76,7 @@ HOST_DEVICE TwoSums read_gradient(Share<kSize, kChunks>& normed, Share<kSize, kC
                                   const T* total, const T* weight, float mean, float r,
                                   float (&weight_sums)[kChunks][kSize], float (&bias_sums)[kChunks][kSize]) {
   TwoSums sums{0.0f, 0.0f};
-#ifdef __CUDA_ARCH__
-#pragma unroll
-#endif
+  UNROLL
   for (int c = 0; c < kChunks; ++c) {
     const int begin = normed.begin(c);
     if (begin >= normed.width) break;
@@ -109,9 +101,7 @@ HOST_DEVICE TwoSums read_gradient(Share<kSize, kChunks>& normed, Share<kSize, kC
 template <typename T, int kSize, int kChunks>
 HOST_DEVICE void write_gradient(const Share<kSize, kChunks>& normed, const Share<kSize, kChunks>& scaled, TwoSums means,
                                 float r, const T* grad_total, T* ds, T* dx, const Dropout& dropout, uint32_t key) {
-#ifdef __CUDA_ARCH__
-#pragma unroll
-#endif
+  UNROLL
   for (int c = 0; c < kChunks; ++c) {
     const int begin = normed.begin(c);
     if (begin >= normed.width) break;
