@@ -56,6 +56,7 @@ def work(flags: list[str], one_process: Path, folder: Path) -> None:
             "plain": flags,
             "accumulate": [*flags, "--micro-batch-size=1"],
             "recompute": [*flags, "--recompute-granularity=full"],
+            "async": [*flags, "--async-save"],
             "bf16": [*flags, "--bf16"],
             **{f"bf16_{name}": [*flags, "--bf16", *layout] for name, layout in BF16_LAYOUTS.items()},
             "resumed": [*flags, f"--load={checkpoint(folder / 'plain', 10)}"],

@@ -1,8 +1,10 @@
 """Saving and loading a run against `torch.save` and `torch.load` of the same tensors: time, MB/s, size, and how long
 the training loop stands still for a save, in steps.
 
-Saving is synchronous: the loop stands still from its beginning to its end, files synced to the disk, which
-`torch.save` is made to do here too. Loading is into the tensors of a run that is there, from a warm page cache.
+A save writes files and syncs them to the disk, which `torch.save` is made to do here too; training stands still from
+its beginning to its end. With `--async-save` it stands still for the copies in the host's memory only, and goes on in
+steps that share the processors with the writing: what all that costs, beyond the steps, is measured until the
+checkpoint is complete. Loading is into the tensors of a run that is there, from a warm page cache.
 """
 
 import argparse
@@ -11,7 +13,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,12 @@ from megatron_plm.benchmark.flags import Size, add_size, count
 from megatron_plm.benchmark.rounds import Wait, machine_line
 from megatron_plm.config.options import Config
 from megatron_plm.config.presets import PRESETS
+from megatron_plm.data.loader import Step
 from megatron_plm.errors import UserError
 from megatron_plm.parallel.mesh import World, joined_world
 from megatron_plm.parallel.tensor import local_tensor
-from megatron_plm.training.checkpoint import load_checkpoint, save_checkpoint
+from megatron_plm.training.checkpoint import load_checkpoint
+from megatron_plm.training.checkpoint_writer import CheckpointWriter, save_checkpoint
 from megatron_plm.training.loop import train_step
 from megatron_plm.training.state import Run, build_run, open_datasets
 
@@ -45,6 +49,8 @@ BAR = 1.0  # steps that a save may cost
 _MICRO_ROWS = {"cpu": 4, "cuda": 32}  # at most; a divisor of the step's
 _LABELS = {
     "save": "save",
+    "stall": "--async-save, stall",
+    "cost": "--async-save, in all",
     "torch_save": "torch.save, synced",
     "load": "load",
     "torch_load": "torch.load and copy",
@@ -81,7 +87,7 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
                 config = preset_config(
                     preset, data_path=(options.data_path,), seed=options.seed, bf16=bf16, num_workers=0, keep_last=1,
                     micro_batch_size=math.gcd(options.rows, _MICRO_ROWS[device.type]), global_batch_size=options.rows,
-                    save=scratch,
+                    save=scratch, async_save=True,
                 )  # fmt: skip
                 found[preset] = _measured(config, world, Path(scratch), options.rounds, waiting_for(device))
             shown = ", ".join(f"{side} {statistics.median(found[preset][side]):.2f} s" for side in _LABELS)
@@ -92,8 +98,8 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
 def _checks(found: dict[str, Any], rows: int) -> Checks:
     return {
         preset: check(
-            f"checkpoint, {preset}: stall of a save, in steps of {rows} rows",
-            statistics.median(figures["save"]) / figures["step"],
+            f"checkpoint, {preset}: stall of a save with --async-save, in steps of {rows} rows",
+            statistics.median(figures["stall"]) / figures["step"],
             BAR,
             at_least=False,
         )
@@ -107,16 +113,21 @@ def _measured(config: Config, world: World, folder: Path, num_rounds: int, wait:
     step_seconds = min(_seconds(lambda: train_step(run, next(steps)), wait) for _ in range(2))
     tensors, file = plain_tensors(run), folder / "plain.pt"
     times: dict[str, list[float]] = {side: [] for side in _LABELS}
-    for number in range(num_rounds):
-        run.progress.step = number + 1  # a checkpoint of its own
-        sides: dict[str, Callable[[], object]] = {
-            "save": lambda: save_checkpoint(run, folder),
-            "torch_save": lambda: _save_plain(tensors, file),
-            "load": lambda: load_checkpoint(run, folder),
-            "torch_load": lambda: _load_plain(tensors, file),
-        }
-        for side, work in sides.items():
-            times[side].append(_seconds(work, wait))
+    sides: dict[str, Callable[[], object]] = {
+        "save": lambda: save_checkpoint(run, folder),
+        "torch_save": lambda: _save_plain(tensors, file),
+        "load": lambda: load_checkpoint(run, folder),
+        "torch_load": lambda: _load_plain(tensors, file),
+    }
+    with CheckpointWriter(run) as writer:
+        _save_beside_steps(run, writer, steps, wait)  # takes the memory for the copies, which later ones use again
+        for _ in range(num_rounds):
+            stall, seconds, num_steps = _save_beside_steps(run, writer, steps, wait)
+            times["stall"].append(stall)
+            times["cost"].append(seconds - num_steps * step_seconds)
+            run.progress.step += 1  # a checkpoint of its own
+            for side, work in sides.items():
+                times[side].append(_seconds(work, wait))
     checkpoint = (folder / "checkpoints/latest").resolve()
     return {
         **times,
@@ -125,6 +136,23 @@ def _measured(config: Config, world: World, folder: Path, num_rounds: int, wait:
         "torch_bytes": file.stat().st_size,
         "num_parameters": run.model.num_parameters,
     }
+
+
+def _save_beside_steps(
+    run: Run, writer: CheckpointWriter, steps: Iterator[Step], wait: Wait
+) -> tuple[float, float, int]:
+    """Begin to save and train until the checkpoint is complete; the seconds of the beginning and in all, and steps."""
+    run.progress.step += 1
+    wait()
+    start = time.perf_counter()
+    writer.save()
+    stall, num_steps = time.perf_counter() - start, 0
+    while not (writer.written() or writer.has_failed):
+        train_step(run, next(steps))
+        wait()
+        num_steps += 1
+    writer.finish()
+    return stall, time.perf_counter() - start, num_steps
 
 
 def _seconds(work: Callable[[], object], wait: Wait) -> float:
@@ -174,5 +202,4 @@ def table(result: dict[str, Any]) -> str:
                 f"{label:<24}{median:>8.3f} s{min(each):>8.3f} s{max(each):>8.3f} s{size / 1e6 / median:>10,.0f}"
             )
         lines.append(f"{'a step of training':<24}{figures['step']:>8.3f} s")
-    lines += ["", *check_lines(result["checks"]), "saving is synchronous: all of its time is stall"]
-    return "\n".join([*lines, machine_line(result)])
+    return "\n".join([*lines, "", *check_lines(result["checks"]), machine_line(result)])

@@ -162,6 +162,9 @@ class TrainingOptions:
     )
     save_interval: int = option(500, "steps between two checkpoints; the last step is always saved")
     keep_last: int = option(3, "checkpoints to keep; older ones of this run are deleted")
+    async_save: bool = option(
+        False, "write checkpoints while training goes on, from a copy that is made in the host's memory first"
+    )
     profile: bool = option(False, "trace some steps, and write the trace and a summary into the run directory")
     profile_step_start: int | None = option(
         None, "steps of the run before the traced ones (default: ten after this start, or what a short run allows)"

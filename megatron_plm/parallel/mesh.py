@@ -90,9 +90,17 @@ class World:
         """Whether `flag` holds on any process; all processes get the same answer."""
         return self.sum(float(flag))[0] > 0
 
-    def barrier(self) -> None:
-        """Wait for all processes, on the host."""
-        self.sum(0.0)
+    def barrier(self, group: dist.ProcessGroup | None = None) -> None:
+        """Wait for all processes, on the host; those of `group`, if given."""
+        if self.mesh is not None:
+            dist.all_reduce(torch.zeros(1), group=group)
+
+    def group_of_a_thread(self) -> dist.ProcessGroup | None:
+        """Make a group of all processes on their hosts, for what a second thread does beside the first's collectives.
+
+        Collective; None for a single process without a group.
+        """
+        return None if self.mesh is None else dist.new_group(backend="gloo", timeout=self.timeout)
 
     def is_first(self, what: str) -> bool:
         """Whether no other process has asked this about `what`; so it is where nobody can be asked. No collective."""

@@ -1,26 +1,19 @@
-"""Saving and loading a run: complete or absent, at any number of processes."""
+"""What a checkpoint holds of a run, and loading it, at any number of processes."""
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from megatron_plm.checkpoint_format import (
-    CHECKPOINTS,
-    LATEST,
     TOKENIZER_FILE,
     CheckpointState,
     checkpoint_tokenizer,
     find_checkpoint,
     read_description,
-    write_description,
-    write_tokenizer,
 )
 from megatron_plm.config.options import Config
 from megatron_plm.data.blend import Cursor
@@ -33,42 +26,10 @@ from megatron_plm.distributed_checkpoint import (
     without_single_process_warning,
 )
 from megatron_plm.errors import UserError
-from megatron_plm.files import publish_directory, replace_symlink
 from megatron_plm.training.other_vocabulary import BY_TOKEN, OtherVocabulary
 from megatron_plm.training.state import Progress, Run
 
 _ONLY_IN_TRAINING = ("hidden_dropout", "attention_dropout")  # options of the model that its weights do not depend on
-
-
-def save_checkpoint(run: Run, run_directory: Path) -> Path:
-    """Write the run's checkpoint below `run_directory`; collective over all processes.
-
-    The directory is written under a hidden name and renamed when it is complete; then `latest` moves, then old
-    checkpoints go. A kill at any point leaves the previous `latest` whole.
-    """
-    folder = run_directory / CHECKPOINTS
-    path = folder / f"step_{run.progress.step:08d}"
-    aside = folder / f".{path.name}.tmp"
-    try:
-        if run.world.is_main:
-            _delete_leftovers(folder)
-            aside.mkdir(parents=True)
-        run.world.barrier()
-        with without_single_process_warning():
-            save(_tensors(run, copies=False), checkpoint_id=aside, no_dist=run.world.mesh is None)
-        if run.world.is_main:
-            write_description(aside, run.config, _state(run))
-            write_tokenizer(aside, run.datasets.tokenizer)
-            publish_directory(aside, path)
-            replace_symlink(folder / LATEST, path.name)
-            _delete_old(folder, path, run.config.training.keep_last)
-        run.world.barrier()
-    except (CheckpointException, OSError) as error:
-        raise UserError(
-            f"{path}: the checkpoint cannot be written ({reason_of(error)}); make room there and go on "
-            f"with --load {run_directory}"
-        ) from None
-    return path
 
 
 def load_checkpoint(run: Run, source: Path) -> Path:
@@ -79,7 +40,7 @@ def load_checkpoint(run: Run, source: Path) -> Path:
     path = find_checkpoint(source)
     saved_config, saved = read_description(path)
     _check_resumable(path, saved_config, saved, run)
-    _read(run, path, _tensors(run, copies=True), "--load")
+    _read(run, path, run_tensors(run, copies=True), "--load")
     _fill_copies(run)
     run.progress = Progress(Cursor.from_dict(saved.cursor), saved.step, saved.consumed_tokens)
     return path
@@ -100,7 +61,7 @@ def load_pretrained_weights(run: Run, source: Path) -> str:
         raise _other_tokenizer(flag, path, saved, run)
     of_weights = [pair for pair in _model_options(saved_config, run.config) if pair[0] not in _ONLY_IN_TRAINING]
     _refuse_differences(flag, path, of_weights)
-    state = _tensors(run, copies=True)["model"]
+    state = run_tensors(run, copies=True)["model"]
     whole = {name: vocabulary.room_for(state[name]) for name in BY_TOKEN if is_other and name in state}
     _read(run, path, {"model": {**state, **whole}}, flag)
     for name, tensor in whole.items():
@@ -109,7 +70,7 @@ def load_pretrained_weights(run: Run, source: Path) -> str:
     return f"the weights of {path}" + (f"; {vocabulary.told()}" if is_other else "")
 
 
-def _tensors(run: Run, *, copies: bool) -> dict[str, Any]:
+def run_tensors(run: Run, *, copies: bool) -> dict[str, Any]:
     """What a checkpoint holds of this process, by the names of the whole model: weights, buffers, moments of AdamW.
 
     The tensors are the run's own: reading into them is loading. `copies`: with those whose original is elsewhere.
@@ -153,18 +114,6 @@ def _read(run: Run, path: Path, state: dict[str, Any], flag: str) -> None:
         raise UserError(
             f"{flag} {path}: the checkpoint is damaged or incomplete ({reason_of(error)}); give another one of the run"
         ) from None
-
-
-def _state(run: Run) -> CheckpointState:
-    return CheckpointState(
-        tokenizer=run.datasets.tokenizer.name,
-        tokenizer_sha256=run.datasets.tokenizer.sha256,
-        step=run.progress.step,
-        consumed_tokens=run.progress.consumed_tokens,
-        cursor=asdict(run.progress.cursor),
-        data_sha256=run.datasets.train.sha256,
-        has_optimizer=True,
-    )
 
 
 def _check_resumable(path: Path, saved_config: Config, saved: CheckpointState, run: Run) -> None:
@@ -217,21 +166,3 @@ def _refuse_differences(flag: str, path: Path, pairs: list[tuple[str, Any, Any]]
                 f"{flag} {path}: --{name.replace('_', '-')} was {was} there and is {now} here; use the same value "
                 f"(--config {path / 'config.toml'} takes them all)"
             )
-
-
-def _delete_leftovers(folder: Path) -> None:
-    """Delete what a killed run left half-written or half-deleted: all of it has hidden names."""
-    for path in (*folder.glob(".step_*"), *folder.glob(f".{LATEST}.*")):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _delete_old(folder: Path, newest: Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints up to `newest`; a half-deleted one has a hidden name already."""
-    steps = sorted(p for p in folder.glob("step_*") if p.is_dir() and p.name <= newest.name)
-    for path in steps[:-keep]:
-        doomed = path.with_name(f".{path.name}.old")
-        path.rename(doomed)
-        shutil.rmtree(doomed)

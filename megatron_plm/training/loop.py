@@ -12,7 +12,7 @@ from megatron_plm.data.mixture import as_typed
 from megatron_plm.errors import UserError
 from megatron_plm.model.heads import summed_cross_entropy
 from megatron_plm.philox import derive_key
-from megatron_plm.training.checkpoint import save_checkpoint
+from megatron_plm.training.checkpoint_writer import CheckpointWriter
 from megatron_plm.training.device import on_device
 from megatron_plm.training.guard import StopRequest, check_finite
 from megatron_plm.training.metrics import RunLog
@@ -42,11 +42,11 @@ def train(run: Run, log: RunLog, stop: StopRequest) -> str:
     """Train to `train_iters`, evaluating and saving on the way; returns `finished` or `interrupted`."""
     if run.progress.step >= run.config.training.train_iters:
         return "finished"
-    with Tracer(run, log) as tracer:
-        return _train(run, log, stop, tracer)
+    with Tracer(run, log) as tracer, CheckpointWriter(run) as writer:
+        return _train(run, log, stop, tracer, writer)
 
 
-def _train(run: Run, log: RunLog, stop: StopRequest, tracer: Tracer) -> str:
+def _train(run: Run, log: RunLog, stop: StopRequest, tracer: Tracer, writer: CheckpointWriter) -> str:
     options, progress, directory = run.config.training, run.progress, run_directory(run.config)
     steps = tracer.waited_for(run.train_loader.steps(progress.cursor))
     for step in on_device(steps, run.world.device):
@@ -62,7 +62,10 @@ def _train(run: Run, log: RunLog, stop: StopRequest, tracer: Tracer) -> str:
         progress.consumed_tokens += metrics.num_tokens
         progress.cursor = step.cursor
         finished = progress.step == options.train_iters
-        interrupted = not finished and run.world.any(stop.requested)
+        stops, failed = run.world.sum(stop.requested, writer.has_failed)
+        if failed:
+            writer.finish()
+        interrupted = not finished and stops > 0
         last = finished or interrupted
         evaluates = run.valid_loader is not None and (_due(progress.step, options.eval_interval) or last)
         saves = directory is not None and (_due(progress.step, options.save_interval) or last)
@@ -70,8 +73,13 @@ def _train(run: Run, log: RunLog, stop: StopRequest, tracer: Tracer) -> str:
         log.train(progress, metrics, due=at_once or _due(progress.step, options.log_interval), at_once=at_once)
         if evaluates and not interrupted:
             log.valid(progress.step, evaluate(run))
-        if directory and saves:
-            log.saved(save_checkpoint(run, directory))
+        if saves:
+            writer.save()
+            log.went_on()
+        if last:
+            writer.finish()
+        for path in writer.written():
+            log.say(f"saved {path}")
         if last:
             break
     return "interrupted" if interrupted else "finished"

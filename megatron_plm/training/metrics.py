@@ -135,11 +135,10 @@ class RunLog:
             f"step {step}  validation loss {record['loss']:.4f}  perplexity {record['perplexity']:.3f} "
             f"(unigram {record['unigram_perplexity']:.3f})  accuracy {record['accuracy']:.4f}"
         )
-        self._interval.started = time.perf_counter()
+        self.went_on()
 
-    def saved(self, path: Path) -> None:
-        """Note a checkpoint; the time it took counts in no throughput."""
-        self.say(f"saved {path}")
+    def went_on(self) -> None:
+        """Note that training goes on only now: the time since the last line counts in no throughput."""
         self._interval.started = time.perf_counter()
 
     def leave_out(self, seconds: float) -> None:

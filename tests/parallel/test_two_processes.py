@@ -27,7 +27,7 @@ def folders(one_process, two_processes):
 def test_every_run_of_both_processes_ended_in_order(two_processes):
     for probe in two_processes.probes:
         assert probe["codes"] == {name: 2 if name.startswith("impossible") else 0 for name in probe["codes"]}
-        assert len(probe["codes"]) == 9 + len(IMPOSSIBLE)
+        assert len(probe["codes"]) == 10 + len(IMPOSSIBLE)
 
 
 def test_a_layout_that_cannot_be_is_told_once_and_named_by_its_flag(two_processes):
@@ -87,6 +87,12 @@ def test_bfloat16_at_other_layouts_stays_close_to_one_process_in_bfloat16(folder
 def test_recomputing_changes_no_bit(folders):
     plain, recomputed = (read_tensors(checkpoint(folders[1] / name)) for name in ("plain", "recompute"))
     assert same_bits(plain, recomputed)
+
+
+@pytest.mark.parametrize("step", [10, 20])
+def test_saving_beside_the_training_writes_the_same_bits(folders, step):
+    plain, beside = (read_tensors(checkpoint(folders[1] / name, step)) for name in ("plain", "async"))
+    assert same_bits(plain, beside)
 
 
 def test_resuming_at_the_same_layout_is_bitwise_the_uninterrupted_run(folders):

@@ -23,7 +23,7 @@ from torch import Tensor
 from megatron_plm.checkpoint_format import find_checkpoint, read_description
 from megatron_plm.config.load import load_config
 from megatron_plm.parallel.mesh import World
-from megatron_plm.training.checkpoint import save_checkpoint
+from megatron_plm.training.checkpoint_writer import save_checkpoint
 from megatron_plm.training.loop import train_step
 from megatron_plm.training.state import Run, build_run, open_datasets
 

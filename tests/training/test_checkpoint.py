@@ -14,7 +14,7 @@ from pretraining_runs import checkpoint, column, pretrain, read_tensors, records
 from sample_proteins import pair_proteins, write_dataset
 
 from megatron_plm.checkpoint_format import find_checkpoint
-from megatron_plm.training import checkpoint as checkpoint_module
+from megatron_plm.training import checkpoint_writer
 from megatron_plm.training import pretrain as pretrain_module
 
 
@@ -181,24 +181,25 @@ def test_loading_runs_nothing_that_the_metadata_says(stopped, pair_data, tmp_pat
 
 
 def test_loading_runs_nothing_that_an_entry_says(pair_data, tmp_path, refused, monkeypatch):
-    save = checkpoint_module.save
+    save = checkpoint_writer.save
 
     def poisoned(state, **how):
         state["optimizer"]["state"]["head.bias"]["step"] = Calls(Path.touch, tmp_path / "trapped")
         return save(state, **how)
 
-    monkeypatch.setattr(checkpoint_module, "save", poisoned)
+    monkeypatch.setattr(checkpoint_writer, "save", poisoned)
     assert pretrain(*pair_data.flags, "--train-iters=1", f"--save={tmp_path / 'run'}") == 0
     assert "damaged or incomplete" in refused(*pair_data.flags, f"--load={tmp_path / 'run'}")
     assert not (tmp_path / "trapped").exists()
 
 
-def test_a_disk_that_is_full_ends_the_run_and_keeps_the_last_checkpoint(stopped, pair_data, monkeypatch, capsys):
+@pytest.mark.parametrize("how", ["--async-save", "--no-async-save"])
+def test_a_disk_that_is_full_ends_the_run_and_keeps_the_last_checkpoint(how, stopped, pair_data, monkeypatch, capsys):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint_module, "save", full)
-    assert pretrain(*pair_data.flags, f"--load={stopped}", f"--save={stopped}") == 1
+    monkeypatch.setattr(checkpoint_writer, "save", full)
+    assert pretrain(*pair_data.flags, how, f"--load={stopped}", f"--save={stopped}") == 1
     error = capsys.readouterr().err
     assert re.search(r"step_00000020: the checkpoint cannot be written \(No space left on device\)", error)
     assert (stopped / "status").read_text() == "failed\n"
