@@ -33,7 +33,7 @@ void with_fit(int64_t width, bool aligned, int64_t max_width, Body body) {
   }
 }
 
-constexpr int64_t kMaxWidth = 8192;
+constexpr int64_t kMaxWidth = 8192;  // config/problems.py refuses wider models
 
 Dropout checked_dropout(const MaybeTensor& keys, double rate, int64_t site, int64_t rows) {
   STD_TORCH_CHECK(rate >= 0 && rate < 1, "rate is ", rate, ", and should be from 0 up to 1");

@@ -39,26 +39,25 @@ def fastest_size(
 ) -> tuple[int, Step]:
     """The batch size whose step is the fastest, each timed for so long, and that step; `say` is told of each.
 
-    Slower ones go at once: their models need not stay in memory.
+    Each is alone in the memory while it is tried, and the fastest is made again: a larger one may need all of it.
     """
-    chosen: tuple[int, Step] | None = None
-    fastest = 0.0
+    speeds: dict[int, float] = {}
     for size in sizes:
-        step: Step | None = None  # a slower one goes before the next is made
+        step: Step | None = None
         try:
             step = step_of(size)
-            speed = tokens_per_second(step, seconds, wait)
+            speeds[size] = tokens_per_second(step, seconds, wait)
         except torch.OutOfMemoryError:
             say(f"{label} of {size}: out of memory")
             continue
-        say(f"{label} of {size}: {speed:,.0f} tokens/s")
-        if chosen is None or speed > fastest:
-            fastest, chosen = speed, (size, step)
-    if chosen is None:
+        say(f"{label} of {size}: {speeds[size]:,.0f} tokens/s")
+    del step
+    if not speeds:
         raise UserError(
             f"{label}: none of the batch sizes {', '.join(map(str, sizes))} fits the memory; try smaller ones"
         )
-    return chosen
+    fastest = max(speeds, key=speeds.__getitem__)
+    return fastest, step_of(fastest)
 
 
 def timed_in_turn(

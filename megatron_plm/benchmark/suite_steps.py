@@ -71,6 +71,7 @@ def gpu_steps(folder: Path, *, quick: bool) -> list[SuiteStep]:
         train("train-3b", "esm2-3b", 16, 90, ours),
         _measure("attention", folder, 40, quick, ["--input", fasta, *brief]),
         *_kernel_steps(folder, quick=quick),
+        train("train-650m-fused", "esm2-650m", 32, 90, ["--sides", "compiled", "fused", "fused_compiled"]),
         train("train-8m", "esm2-8m", 64, 90, [*ours, *peers]),
         train("train-35m", "esm2-35m", 64, 50, ours),
         train("train-150m", "esm2-150m", 32, 50, ours),

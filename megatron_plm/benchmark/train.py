@@ -50,6 +50,7 @@ from megatron_plm.benchmark.train_peer import packed_attention_name, packed_step
 from megatron_plm.config.options import Config
 from megatron_plm.config.presets import PRESETS
 from megatron_plm.errors import UserError
+from megatron_plm.kernels.library import load_cuda_kernels, require_kernels
 from megatron_plm.parallel.mesh import World, joined_world
 from megatron_plm.plan.speed import token_flops
 from megatron_plm.training.device import on_device
@@ -61,12 +62,14 @@ __all__ = ["add_flags", "measure", "missed", "require_peer", "table"]
 SIDES = {
     "ours": "megatron-plm, packed rows",
     "compiled": "megatron-plm, packed rows, compiled",
+    "fused": "megatron-plm, packed rows, --fused-kernels",
+    "fused_compiled": "megatron-plm, packed rows, --fused-kernels, compiled",
     "padded": "EsmForMaskedLM, random batches",
     "bucketed": "EsmForMaskedLM, length-bucketed",
     "packed": "EsmForMaskedLM, packed rows",
     **PACKAGE_SIDES,
 }
-_OURS, _PADDED = ("ours", "compiled"), ("padded", "bucketed")
+_OURS, _PADDED = ("ours", "compiled", "fused", "fused_compiled"), ("padded", "bucketed")
 # Of issue 8: ratios at two shapes on a CPU, MFU in per cent of an H200.
 BARS, _BAR_PRESETS = {"padded": 2.5, "bucketed": 1.5}, ("esm2-8m", "esm2-35m")
 MFU_BARS = {"esm2-650m": 45.0, "esm2-3b": 52.0}
@@ -80,7 +83,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-path", required=True, metavar="PREFIX", help="dataset to train on")
     text = "model shapes of all sides, one after the other (default: esm2-8m)"
     parser.add_argument("--presets", default=["esm2-8m"], nargs="+", choices=list(PRESETS), metavar="NAME", help=text)
-    text = f"of {', '.join(SIDES)} (default: all that are here, on a CPU without compiled)"
+    text = f"of {', '.join(SIDES)} (default: all that are here, on a CPU without compiled and fused)"
     parser.add_argument("--sides", default=None, nargs="+", choices=list(SIDES), metavar="SIDE", help=text)
     parser.add_argument("--seq-length", type=count, default=1024, help="tokens of a row; the peer crops to it")
     text = "packed rows of one optimizer step; fewer where a GPU lacks memory (default: 4, on a GPU 32)"
@@ -108,6 +111,8 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     device = chosen_device(options)
     dtype = chosen_dtype(options, device)
     sides = options.sides or [side for side in SIDES if _is_default(side, device, dtype)]
+    if any(_is_fused(side) for side in sides):
+        require_kernels(device)
     require_packages(sides, device)
     if any(side not in (*_OURS, *PACKAGE_SIDES) for side in sides):
         require_transformers()
@@ -126,7 +131,15 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
 
 
 def _is_default(side: str, device: torch.device, dtype: torch.dtype) -> bool:
-    return is_here(side, device, dtype) if side in PACKAGE_SIDES else side != "compiled" or device.type == "cuda"
+    if side in PACKAGE_SIDES:
+        return is_here(side, device, dtype)
+    if _is_fused(side):
+        return device.type == "cuda" and load_cuda_kernels()
+    return side != "compiled" or device.type == "cuda"
+
+
+def _is_fused(side: str) -> bool:
+    return side.startswith("fused")
 
 
 def _config(
@@ -134,8 +147,8 @@ def _config(
 ) -> Config:
     return preset_config(
         preset, data_path=(options.data_path,), seq_length=options.seq_length, micro_batch_size=rows,
-        global_batch_size=rows, num_workers=num_workers, seed=options.seed, bf16=bf16, compile=side == "compiled",
-        **package_values(side),
+        global_batch_size=rows, num_workers=num_workers, seed=options.seed, bf16=bf16,
+        compile=side.endswith("compiled"), fused_kernels=_is_fused(side), **package_values(side),
     )  # fmt: skip
 
 

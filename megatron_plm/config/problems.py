@@ -6,6 +6,7 @@ from megatron_plm.config.layout import layout_problems
 from megatron_plm.config.options import Config, DataOptions, ModelOptions, TrainingOptions
 
 ALL_RANKS = "all"  # of --profile-ranks
+_WIDEST_FUSED_NORM = 8192  # kMaxWidth in csrc/kernels/norm.cu
 _LARGEST_DISTANCE = 4096  # of the head counts that are proposed from the one that was asked for
 
 
@@ -70,7 +71,7 @@ def problems(config: Config, *, world_size: int = 1) -> list[str]:
         training.min_lr <= training.lr,
         f"--min-lr {training.min_lr} is above --lr {training.lr}; lower --min-lr",
     )
-    found += _profile_problems(config.training, world_size) + _package_problems(config)
+    found += _profile_problems(config.training, world_size) + _kernel_problems(config)
     return found or layout_problems(config, world_size)
 
 
@@ -96,9 +97,14 @@ def _profile_problems(training: TrainingOptions, world_size: int) -> list[str]:
     return found
 
 
-def _package_problems(config: Config) -> list[str]:
-    """What keeps other packages' kernels from computing what they were chosen for."""
+def _kernel_problems(config: Config) -> list[str]:
+    """What keeps the kernels of this package, or of others, from computing what they were chosen for."""
     training, found = config.training, []
+    if training.fused_kernels and config.model.hidden_size > _WIDEST_FUSED_NORM:
+        found.append(
+            f"--fused-kernels: its norms take at most {_WIDEST_FUSED_NORM:,} features, and --hidden-size is "
+            f"{config.model.hidden_size:,}; leave the flag out"
+        )
     if training.norm_implementation != "torch":
         others = {
             "--fused-kernels has norms of its own": training.fused_kernels,

@@ -59,9 +59,15 @@ def test_the_command_writes_times_and_errors_and_no_verdict_on_a_cpu(tmp_path, c
 
 
 def test_what_does_not_beat_compile_is_missed():
-    case = {"op": "bias + gelu", "preset": "tiny", "dtype": "bf16"}
+    case = {"op": "bias + gelu", "preset": "tiny", "dtype": "bf16", "error": {"fused": 2**-8}}
     found = [{**case, "beats_compile": verdict} for verdict in (True, False, None)]
     assert subject.missed({"cases": found}) == ["bias + gelu, tiny, bf16"]
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("bf16", 2**-5), ("fp32", 2**-8), ("fp32", float("nan"))])
+def test_what_computes_something_else_is_missed(dtype, error):
+    case = {"op": "bias + gelu", "preset": "tiny", "dtype": dtype, "beats_compile": True, "error": {"fused": error}}
+    assert subject.missed({"cases": [case]}) == [f"bias + gelu, tiny, {dtype}: error {error:.1e}"]
 
 
 @pytest.mark.parametrize(

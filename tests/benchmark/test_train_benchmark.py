@@ -108,6 +108,18 @@ def test_one_side_alone_and_its_memory(dataset, tmp_path):
     assert figures["flops_per_token"] == pytest.approx(expected)
 
 
+def test_the_side_of_the_fused_ops_runs_them(dataset, tmp_path, monkeypatch):
+    built = []
+    build_run = train.build_run
+    monkeypatch.setattr(
+        train, "build_run", lambda *args, **kwargs: (built.append(args[0]), build_run(*args, **kwargs))[1]
+    )
+    flags = [*QUICK, "--sides", "ours", "fused", "--output", str(tmp_path / "train.json")]
+    assert main(["train", "--data-path", str(dataset), *flags]) == 0
+    assert [config.training.fused_kernels for config in built] == [False, True]
+    assert json.loads((tmp_path / "train.json").read_text())["presets"]["tiny"]["ratios"]["fused"]["median"] > 0
+
+
 def test_the_bars_are_those_of_the_issue():
     found = {
         preset: {"ratios": {"padded": {"median": 2.49, "bar": 2.5}, "packed": {"median": 1.0, "bar": None}}, "mfu": {}}

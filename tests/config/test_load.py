@@ -252,6 +252,7 @@ IMPOSSIBLE = [
     (["--max-position-embeddings=64"], ["--max-position-embeddings 64", "rotary positions have no limit"]),
     (["--preset=proteinlm-200m", "--seq-length=4096"], ["--seq-length 4096", "2176 positions", "at most 2176"]),
     (["--min-lr=0.1", "--lr=0.01"], ["--min-lr 0.1", "--lr 0.01"]),
+    (["--fused-kernels", "--hidden-size=10240"], ["--fused-kernels", "at most 8,192", "--hidden-size is 10,240"]),
     (["--num-attention-heads=7"], ["--hidden-size 320", "--num-attention-heads 7", "that do: 4, 5, 8"]),
     (["--hidden-size=1099511627776", "--num-attention-heads=12"], ["that do: 4, 8, 16"]),
     (["--hidden-size=60", "--num-attention-heads=20"], ["--hidden-size 60", "--num-attention-heads 20", "odd", "3"]),
