@@ -23,6 +23,7 @@ from torch import Tensor
 from megatron_plm.benchmark.checks import Checks, check, check_lines
 from megatron_plm.benchmark.checks import missed_checks as missed
 from megatron_plm.benchmark.device import (
+    NUM_WORKERS,
     add_device_flags,
     chosen_device,
     chosen_dtype,
@@ -40,6 +41,7 @@ from megatron_plm.parallel.mesh import World, joined_world
 from megatron_plm.parallel.tensor import local_tensor
 from megatron_plm.training.checkpoint import load_checkpoint
 from megatron_plm.training.checkpoint_writer import CheckpointWriter, save_checkpoint
+from megatron_plm.training.device import on_device
 from megatron_plm.training.loop import train_step
 from megatron_plm.training.state import Run, build_run, open_datasets
 
@@ -85,7 +87,8 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
         for preset in options.presets:
             with tempfile.TemporaryDirectory(prefix="benchmark-checkpoint-", dir=options.directory) as scratch:
                 config = preset_config(
-                    preset, data_path=(options.data_path,), seed=options.seed, bf16=bf16, num_workers=0, keep_last=1,
+                    preset, data_path=(options.data_path,), seed=options.seed, bf16=bf16, keep_last=1,
+                    num_workers=NUM_WORKERS[device.type],
                     micro_batch_size=math.gcd(options.rows, _MICRO_ROWS[device.type]), global_batch_size=options.rows,
                     save=scratch, async_save=True,
                 )  # fmt: skip
@@ -109,7 +112,7 @@ def _checks(found: dict[str, Any], rows: int) -> Checks:
 
 def _measured(config: Config, world: World, folder: Path, num_rounds: int, wait: Wait) -> dict[str, Any]:
     run = build_run(config, world, open_datasets(config), fill=quick_values)
-    steps = run.train_loader.steps(run.progress.cursor)
+    steps = on_device(run.train_loader.steps(run.progress.cursor), world.device)
     step_seconds = min(_seconds(lambda: train_step(run, next(steps)), wait) for _ in range(2))
     tensors, file = plain_tensors(run), folder / "plain.pt"
     times: dict[str, list[float]] = {side: [] for side in _LABELS}

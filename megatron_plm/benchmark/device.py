@@ -18,6 +18,8 @@ from megatron_plm.model.initialize import Piece
 from megatron_plm.model.layers import RotaryEmbedding
 from megatron_plm.plan.hardware import GPUS, Gpu
 
+# Threads that make a training's batches: on a CPU they would take the model's own.
+NUM_WORKERS = {"cpu": 0, "cuda": 4}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -48,7 +50,7 @@ def waiting_for(device: torch.device) -> Callable[[], object]:
 
 
 @contextlib.contextmanager
-def peak_memory(device: torch.device) -> Iterator[dict[str, int | None]]:
+def peak_gpu_memory(device: torch.device) -> Iterator[dict[str, int | None]]:
     """Notes under "bytes" the most memory that tensors took on a GPU inside the block; None on a CPU, where only a
     process as a whole is told apart."""
     found: dict[str, int | None] = {"bytes": None}

@@ -7,6 +7,7 @@ rows as they would have, and shares the work of each out. Processes meet over gl
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -18,6 +19,7 @@ from typing import Any
 
 from megatron_plm.benchmark.checks import missed_checks as missed
 from megatron_plm.benchmark.device import (
+    NUM_WORKERS,
     add_device_flags,
     chosen_device,
     chosen_dtype,
@@ -72,9 +74,10 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     numbers = options.processes or [n for n in (2, 4, 8, 16) if n <= places]
     if device.type == "cuda" and max(numbers, default=1) > places:
         raise UserError(f"--processes {max(numbers)}: there are {places} GPUs here; give at most so many")
-    layouts = {"one": (1, _config("fsdp", 1, options, bf16=bf16))}
+    config_of = functools.partial(_config, options=options, device=device.type, bf16=bf16)
+    layouts = {"one": (1, config_of("fsdp", 1))}
     for number in sorted(set(numbers) - {1}):
-        layouts |= {f"{kind} {number}": (number, _config(kind, number, options, bf16=bf16)) for kind in options.kinds}
+        layouts |= {f"{kind} {number}": (number, config_of(kind, number)) for kind in options.kinds}
     speeds: dict[str, list[float]] = {name: [] for name in layouts}
     for number in range(1, options.rounds + 1):
         for name, (processes, config) in layouts.items():
@@ -94,7 +97,7 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     return {"device": device.type, "places": places, "layouts": found, "checks": {}}
 
 
-def _config(kind: str, processes: int, options: argparse.Namespace, *, bf16: bool) -> Config:
+def _config(kind: str, processes: int, *, options: argparse.Namespace, device: str, bf16: bool) -> Config:
     rows = options.rows * processes
     values: dict[str, Any] = {
         "dp": {"data_parallel_sharding": "none", "micro_batch_size": options.rows},
@@ -103,7 +106,7 @@ def _config(kind: str, processes: int, options: argparse.Namespace, *, bf16: boo
     }[kind]
     return preset_config(
         options.preset, world_size=processes, data_path=(options.data_path,), seq_length=options.seq_length,
-        global_batch_size=rows, num_workers=0, seed=options.seed, bf16=bf16, **values,
+        global_batch_size=rows, num_workers=NUM_WORKERS[device], seed=options.seed, bf16=bf16, **values,
     )  # fmt: skip
 
 

@@ -22,12 +22,13 @@ import torch
 from megatron_plm.benchmark.checks import Checks, check
 from megatron_plm.benchmark.checks import missed_checks as missed
 from megatron_plm.benchmark.device import (
+    NUM_WORKERS,
     add_device_flags,
     chosen_device,
     chosen_dtype,
     free_memory,
     gpu_here,
-    peak_memory,
+    peak_gpu_memory,
     preset_config,
     quick_values,
     waiting_for,
@@ -39,18 +40,16 @@ from megatron_plm.benchmark.rounds import (
     Step,
     add_round_flags,
     fastest_size,
-    machine_line,
     ratio_checks,
     ratios,
-    speed_lines,
     timed_in_turn,
 )
-from megatron_plm.benchmark.train_packages import PACKAGE_SIDES, is_here, package_values, require_packages
 from megatron_plm.benchmark.train_peer import packed_attention_name, packed_step, padded_step
+from megatron_plm.benchmark.train_sides import OURS, SIDES, is_default, require_sides, values_of
+from megatron_plm.benchmark.train_table import table
 from megatron_plm.config.options import Config
 from megatron_plm.config.presets import PRESETS
 from megatron_plm.errors import UserError
-from megatron_plm.kernels.library import load_cuda_kernels, require_kernels
 from megatron_plm.parallel.mesh import World, joined_world
 from megatron_plm.plan.speed import token_flops
 from megatron_plm.training.device import on_device
@@ -59,21 +58,9 @@ from megatron_plm.training.state import Datasets, build_run, open_datasets
 
 __all__ = ["add_flags", "measure", "missed", "require_peer", "table"]
 
-SIDES = {
-    "ours": "megatron-plm, packed rows",
-    "compiled": "megatron-plm, packed rows, compiled",
-    "fused": "megatron-plm, packed rows, --fused-kernels",
-    "fused_compiled": "megatron-plm, packed rows, --fused-kernels, compiled",
-    "padded": "EsmForMaskedLM, random batches",
-    "bucketed": "EsmForMaskedLM, length-bucketed",
-    "packed": "EsmForMaskedLM, packed rows",
-    **PACKAGE_SIDES,
-}
-_OURS, _PADDED = ("ours", "compiled", "fused", "fused_compiled"), ("padded", "bucketed")
 # Of issue 8: ratios at two shapes on a CPU, MFU in per cent of an H200.
 BARS, _BAR_PRESETS = {"padded": 2.5, "bucketed": 1.5}, ("esm2-8m", "esm2-35m")
 MFU_BARS = {"esm2-650m": 45.0, "esm2-3b": 52.0}
-_WORKERS = {"cpu": 0, "cuda": 4}  # threads that make batches: on a CPU all sides make theirs between the steps
 _ROWS = {"cpu": 4, "cuda": 32}
 _SIZES = {"cpu": [4, 8, 16], "cuda": [16, 32, 64]}
 
@@ -89,7 +76,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     text = "packed rows of one optimizer step; fewer where a GPU lacks memory (default: 4, on a GPU 32)"
     parser.add_argument("--rows", type=count, default=None, help=text)
     text = "proteins; the padded sides run with the fastest of these, 1 pads nothing (default: "
-    text += f"{_told(_SIZES['cpu'])}; on a GPU {_told(_SIZES['cuda'])}; with --quick the first two)"
+    cpu, gpu = (" ".join(map(str, sizes)) for sizes in _SIZES.values())
+    text += f"{cpu}; on a GPU {gpu}; with --quick the first two)"
     parser.add_argument("--peer-batch-sizes", type=count, nargs="+", default=None, metavar="N", help=text)
     add_round_flags(parser)
     add_device_flags(parser)
@@ -110,15 +98,13 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     """
     device = chosen_device(options)
     dtype = chosen_dtype(options, device)
-    sides = options.sides or [side for side in SIDES if _is_default(side, device, dtype)]
-    if any(_is_fused(side) for side in sides):
-        require_kernels(device)
-    require_packages(sides, device)
-    if any(side not in (*_OURS, *PACKAGE_SIDES) for side in sides):
+    sides = options.sides or [side for side in SIDES if is_default(side, device, dtype)]
+    require_sides(sides, device)
+    if any(side not in OURS for side in sides):
         require_transformers()
     rows = options.rows or _ROWS[device.type]
     configs = {
-        preset: _config(preset, rows, options, bf16=dtype == torch.bfloat16, num_workers=_WORKERS[device.type])
+        preset: _config(preset, rows, options, bf16=dtype == torch.bfloat16, num_workers=NUM_WORKERS[device.type])
         for preset in options.presets
     }
     # FSDP2, which carries the policy of bf16, needs a group even of one.
@@ -130,25 +116,13 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     return {**result, "checks": _checks(found, device)}
 
 
-def _is_default(side: str, device: torch.device, dtype: torch.dtype) -> bool:
-    if side in PACKAGE_SIDES:
-        return is_here(side, device, dtype)
-    if _is_fused(side):
-        return device.type == "cuda" and load_cuda_kernels()
-    return side != "compiled" or device.type == "cuda"
-
-
-def _is_fused(side: str) -> bool:
-    return side.startswith("fused")
-
-
 def _config(
     preset: str, rows: int, options: argparse.Namespace, *, bf16: bool, num_workers: int = 0, side: str = "ours"
 ) -> Config:
     return preset_config(
         preset, data_path=(options.data_path,), seq_length=options.seq_length, micro_batch_size=rows,
         global_batch_size=rows, num_workers=num_workers, seed=options.seed, bf16=bf16,
-        compile=side.endswith("compiled"), fused_kernels=_is_fused(side), **package_values(side),
+        **values_of(side),
     )  # fmt: skip
 
 
@@ -174,7 +148,7 @@ class _Preset:
             speeds = {}
             for side in sides:
                 step = {side: self._step(side)}
-                with peak_memory(device) as peak:  # of its steps, not of the sizes that were tried before
+                with peak_gpu_memory(device) as peak:  # of its steps, not of the sizes that were tried before
                     speeds |= timed_in_turn(step, options.rounds, options.seconds, self._say, self._wait)
                 memory[side] = peak["bytes"]
                 step.clear()
@@ -195,7 +169,7 @@ class _Preset:
         return found | ({"packed_attention": packed_attention_name(device)} if "packed" in sides else {})
 
     def _step(self, side: str) -> Step:
-        if side in (*_OURS, *PACKAGE_SIDES):
+        if side in OURS:
             return self._fitting(lambda rows: _our_step(self._with_rows(rows, side), self._world, self._datasets), side)
         if side == "packed":
             return self._fitting(self._packed_step, side)
@@ -272,60 +246,9 @@ def _checks(found: dict[str, dict[str, Any]], device: torch.device) -> Checks:
     for preset, figures in found.items():
         of_ratios = ratio_checks(figures["ratios"], SIDES, f"training, {preset}")
         checks |= {f"{preset} {side}": each for side, each in of_ratios.items()}
-        shares = [figures["mfu"].get(side) for side in _OURS]
+        shares = [figures["mfu"].get(side) for side in OURS]
         known = [share for share in shares if share is not None]
         if known and preset in MFU_BARS and "H200" in torch.cuda.get_device_name(device):
             what = f"training, {preset}: MFU on one H200"
             checks[f"{preset} mfu"] = check(what, 100 * max(known), MFU_BARS[preset], unit="%")
     return checks
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result for people."""
-    lines = []
-    for preset, figures in result["presets"].items():
-        labels = {side: _label(side, size) for side, size in figures["batch_sizes"].items()}
-        more = {side: _more(figures, side) for side in figures["tokens_per_second"]}
-        lines += [f"{preset}, {result['dtype']}"]
-        lines += speed_lines(figures["tokens_per_second"], figures["ratios"], labels, more)
-        tried, chosen = figures["tried_sizes"], figures["batch_sizes"]
-        lines += [
-            _edge_note(side, chosen[side], tried)
-            for side in _PADDED
-            if side in chosen and _at_edge(chosen[side], tried)
-        ]
-        if "packed_attention" in figures:
-            name = figures["packed_attention"]
-            lines.append(f"EsmForMaskedLM's packed rows: attention by {_ATTENTIONS.get(name, name)}")
-        lines.append("")
-    return "\n".join([*lines, machine_line(result)])
-
-
-_ATTENTIONS = {
-    "megatron_plm_packed": "a function of ours, through transformers' AttentionInterface",
-    "flash_attention_2": "flash-attn, through transformers' own flash_attention_2",
-}
-
-
-def _told(sizes: Sequence[int]) -> str:
-    return " ".join(map(str, sizes))
-
-
-def _label(side: str, size: int) -> str:
-    return f"{SIDES[side]} of {size}" if side in _PADDED else f"{SIDES[side]}, {size} a step"
-
-
-def _more(figures: dict[str, Any], side: str) -> str:
-    mfu, memory = figures["mfu"][side], figures["peak_memory"][side]
-    words = [f"MFU {100 * mfu:.1f} %"] if mfu is not None else []
-    return ", ".join(words + ([f"peak memory {memory / 1e9:,.2f} GB"] if memory is not None else []))
-
-
-def _at_edge(size: int, tried: Sequence[int]) -> bool:
-    """Whether a batch size that was not tried could be faster than the fastest tried."""
-    return size == max(tried) or 1 < size == min(tried)
-
-
-def _edge_note(side: str, size: int, tried: Sequence[int]) -> str:
-    end = "largest" if size == max(tried) else "smallest"
-    return f"note: {SIDES[side]} were fastest at {size}, the {end} size tried; --peer-batch-sizes names others"

@@ -34,7 +34,7 @@ def test_layouts_of_two_processes_are_measured(dataset, tmp_path, capsys):
 @pytest.mark.parametrize("kind", scaling.KINDS)
 def test_the_rows_of_a_step_grow_with_the_processes(kind, dataset):
     options = argparse.Namespace(preset="tiny", rows=2, seq_length=128, data_path=str(dataset), seed=1)
-    configs = [scaling._config(kind, n, options, bf16=False) for n in (1, 2, 4)]
+    configs = [scaling._config(kind, n, options=options, device="cpu", bf16=False) for n in (1, 2, 4)]
     assert [config.training.global_batch_size for config in configs] == [2, 4, 8]
     held_by_all = [config.training.micro_batch_size for config in configs]
     assert held_by_all == ([2, 4, 8] if kind == "tp" else [2, 2, 2])

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from megatron_plm.benchmark.device import preset_config
 from megatron_plm.benchmark.kernels_cases import cases_of, package_norm
-from megatron_plm.benchmark.train_packages import PACKAGE_SIDES, is_here, package_values
+from megatron_plm.benchmark.train_sides import is_default, values_of
 from megatron_plm.config.options import Config, ModelOptions, TrainingOptions
 from megatron_plm.parallel.apply import build_model
 from megatron_plm.parallel.mesh import joined_world
@@ -190,13 +190,13 @@ def test_the_benchmarks_side_of_a_package_computes_what_the_plain_blocks_do(pack
 
 
 @pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("side", PACKAGE_SIDES)
+@pytest.mark.parametrize("side", ["apex", "transformer_engine", "flash_attn"])
 def test_a_side_of_the_training_benchmark_is_a_run_by_its_package(side):
-    config = preset_config("tiny", bf16=True, **package_values(side))
+    config = preset_config("tiny", bf16=True, **values_of(side))
     chosen = {"norm": config.training.norm_implementation, "attention": config.training.attention_implementation,
               "optimizer": config.training.optimizer_implementation}  # fmt: skip
     assert set(chosen.values()) == {"torch", side}
-    assert is_here(side, GPU, torch.bfloat16)
-    assert not is_here(side, GPU, torch.float32)
-    assert not is_here(side, torch.device("cpu"), torch.bfloat16)
-    assert package_values("ours") == {}
+    assert is_default(side, GPU, torch.bfloat16)
+    assert not is_default(side, GPU, torch.float32)
+    assert not is_default(side, torch.device("cpu"), torch.bfloat16)
+    assert values_of("ours") == {"compile": False, "fused_kernels": False}
