@@ -87,7 +87,7 @@ def two_processes(pair_data, one_process, tmp_path_factory) -> TwoProcesses:
     from two_process_work import GRADIENTS, work
 
     folder = tmp_path_factory.mktemp("two_processes")
-    in_processes(2, functools.partial(work, pair_data.flags, one_process), folder, groups=11 + len(GRADIENTS))
+    in_processes(2, functools.partial(work, pair_data.flags, one_process), folder, groups=12 + len(GRADIENTS))
     probes = [torch.load(folder / f"probe_{rank}.pt", weights_only=True) for rank in range(2)]
     return TwoProcesses(folder, probes)
 

@@ -1,11 +1,15 @@
 """What the tests of two processes run: one start of the processes, many runs and measurements in them."""
 
+import errno
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from pretraining_runs import checkpoint, meet_anew, pretrain, run_each
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.tensor import DTensor
 
 from megatron_plm.benchmark.parity_cases import MODELS
@@ -64,6 +68,7 @@ def work(flags: list[str], one_process: Path, folder: Path) -> None:
         },
         folder,
     )
+    codes["full"] = _with_a_full_disk(flags, folder / "full")
     codes |= {f"impossible {name}": pretrain(*flags, *more) for name, more in IMPOSSIBLE.items()}  # nobody meets
     meet_anew()
     results = probe(flags)
@@ -73,6 +78,19 @@ def work(flags: list[str], one_process: Path, folder: Path) -> None:
         found = whole_gradients([*flags, *GRADIENT_MODELS[model], *GRADIENT_LAYOUTS[layout]])
         results["gradients_at"][f"{model} {layout}"] = found
     torch.save({"codes": codes, **results}, folder / f"probe_{results['rank']}.pt")
+
+
+def _with_a_full_disk(flags: list[str], run: Path) -> int:
+    """The exit code of a run that saves beside its training, where the second process cannot write."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    meet_anew()
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ["RANK"] == "1":
+            patch.setattr(FileSystemWriter, "write_data", full)
+        return pretrain(*flags, "--async-save", "--save-interval=5", f"--save={run}")
 
 
 def probe(flags: list[str]) -> dict[str, Any]:

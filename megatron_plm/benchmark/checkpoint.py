@@ -52,7 +52,7 @@ _MICRO_ROWS = {"cpu": 4, "cuda": 32}  # at most; a divisor of the step's
 _LABELS = {
     "save": "save",
     "stall": "--async-save, stall",
-    "cost": "--async-save, in all",
+    "cost": "--async-save, all it costs",
     "torch_save": "torch.save, synced",
     "load": "load",
     "torch_load": "torch.load and copy",
@@ -113,7 +113,8 @@ def _checks(found: dict[str, Any], rows: int) -> Checks:
 def _measured(config: Config, world: World, folder: Path, num_rounds: int, wait: Wait) -> dict[str, Any]:
     run = build_run(config, world, open_datasets(config), fill=quick_values)
     steps = on_device(run.train_loader.steps(run.progress.cursor), world.device)
-    step_seconds = min(_seconds(lambda: train_step(run, next(steps)), wait) for _ in range(2))
+    train_step(run, next(steps))
+    step_seconds = statistics.median(_seconds(lambda: train_step(run, next(steps)), wait) for _ in range(3))
     tensors, file = plain_tensors(run), folder / "plain.pt"
     times: dict[str, list[float]] = {side: [] for side in _LABELS}
     sides: dict[str, Callable[[], object]] = {
@@ -197,12 +198,11 @@ def table(result: dict[str, Any]) -> str:
             f"{preset}, {figures['num_parameters']:,} parameters: {size / 1e6:,.1f} MB, of torch.save "
             f"{figures['torch_bytes'] / 1e6:,.1f} MB"
         )
-        lines.append(f"{'':<24}{'median':>10}{'min':>10}{'max':>10}{'MB/s':>10}")
+        lines.append(f"{'':<28}{'median':>10}{'min':>10}{'max':>10}{'MB/s':>10}")
         for side, label in _LABELS.items():
             each = figures[side]
             median = statistics.median(each)
-            lines.append(
-                f"{label:<24}{median:>8.3f} s{min(each):>8.3f} s{max(each):>8.3f} s{size / 1e6 / median:>10,.0f}"
-            )
-        lines.append(f"{'a step of training':<24}{figures['step']:>8.3f} s")
+            speed = "" if side in ("stall", "cost") else f"{size / 1e6 / median:>10,.0f}"
+            lines.append(f"{label:<28}{median:>8.3f} s{min(each):>8.3f} s{max(each):>8.3f} s{speed}")
+        lines.append(f"{'a step of training':<28}{figures['step']:>8.3f} s")
     return "\n".join([*lines, "", *check_lines(result["checks"]), machine_line(result)])

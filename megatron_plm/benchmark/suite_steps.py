@@ -75,7 +75,7 @@ def gpu_steps(folder: Path, *, quick: bool) -> list[SuiteStep]:
         train("train-8m", "esm2-8m", 64, 90, [*ours, *peers]),
         train("train-35m", "esm2-35m", 64, 50, ours),
         train("train-150m", "esm2-150m", 32, 50, ours),
-        _measure("checkpoint", folder, 60, quick, ["--data-path", data, "--presets", "tiny" if quick else "esm2-650m",
+        _measure("checkpoint", folder, 120, quick, ["--data-path", data, "--presets", "tiny" if quick else "esm2-650m",
                                                    "--rows", "4" if quick else "32", "--rounds", "1" if quick else "2",
                                                    "--directory", str(folder)]),
         _profile_step(folder, data, quick=quick),

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -26,6 +27,8 @@ from megatron_plm.training.checkpoint import run_tensors
 from megatron_plm.training.run_directory import run_directory
 from megatron_plm.training.state import Run
 
+_COPIED_AHEAD = 10_000_000  # bytes, from a GPU while others are written
+
 
 @dataclass(frozen=True)
 class _Snapshot:
@@ -33,6 +36,7 @@ class _Snapshot:
 
     tensors: dict[str, Any]
     state: CheckpointState
+    is_staged: bool = False  # the tensors are copies in the host's memory
 
 
 def save_checkpoint(run: Run, directory: Path) -> Path:
@@ -49,7 +53,8 @@ class CheckpointWriter:
 
     With `--async-save` training stands still only while the tensors are copied to the host's memory, which they then
     take a second time; a thread writes them, one checkpoint at a time. The memory of the copies is used again. Leaving
-    the context waits for the last one, also where a UserError, which all processes raise alike, ends the training.
+    the context waits for the last one, also where an error ends the training, but not where that may have left this
+    process without the others, which its thread would wait for.
     """
 
     def __init__(self, run: Run) -> None:
@@ -69,8 +74,10 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
-        if kind is None or issubclass(kind, UserError):
+        if kind is None:
             self.finish()
+        elif self._thread is not None and (issubclass(kind, UserError) or self._run.world.size == 1):
+            self._thread.join()  # the error on its way is the one that is told
 
     @property
     def has_failed(self) -> bool:
@@ -86,8 +93,7 @@ class CheckpointWriter:
         self.finish()  # what is being written is in the memory that is copied to
         tensors = self._stager.stage(run_tensors(self._run, copies=False))
         assert isinstance(tensors, dict)
-        snapshot = _Snapshot(tensors, _state(self._run))
-        # Not waited for where the process ends by an error: another one may be gone that this one's thread waits for.
+        snapshot = _Snapshot(tensors, _state(self._run), is_staged=True)
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -123,8 +129,15 @@ def _write(run: Run, snapshot: _Snapshot, directory: Path, group: ProcessGroup |
             _delete_leftovers(folder)
             aside.mkdir(parents=True)
         world.barrier(group)
+        # Staged tensors are copied ahead no more: torch would do it in the stream that the training computes in.
+        ahead = 0 if snapshot.is_staged else _COPIED_AHEAD
         with without_single_process_warning():
-            save(snapshot.tensors, checkpoint_id=aside, process_group=group, no_dist=world.mesh is None)
+            save(
+                snapshot.tensors,
+                storage_writer=FileSystemWriter(aside, per_thread_copy_ahead=ahead),
+                process_group=group,
+                no_dist=world.mesh is None,
+            )
         if world.is_main:
             write_description(aside, config, snapshot.state)
             write_tokenizer(aside, run.datasets.tokenizer)

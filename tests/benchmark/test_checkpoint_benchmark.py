@@ -35,7 +35,7 @@ def test_the_command_tells_times_sizes_and_the_stall(dataset, tmp_path, capsys):
     (stall,) = result["checks"].values()
     assert stall["value"] == pytest.approx(sum(figures["stall"]) / 2 / figures["step"])
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.json"]
-    assert "--async-save, in all" in capsys.readouterr().out
+    assert "--async-save, all it costs" in capsys.readouterr().out
 
 
 def test_what_the_peer_saves_is_all_that_ours_restores(dataset, tmp_path):

@@ -26,17 +26,27 @@ def folders(one_process, two_processes):
 
 def test_every_run_of_both_processes_ended_in_order(two_processes):
     for probe in two_processes.probes:
-        assert probe["codes"] == {name: 2 if name.startswith("impossible") else 0 for name in probe["codes"]}
-        assert len(probe["codes"]) == 10 + len(IMPOSSIBLE)
+        codes = dict(probe["codes"])
+        assert codes.pop("full") == 1
+        assert codes == {name: 2 if name.startswith("impossible") else 0 for name in codes}
+        assert len(codes) == 10 + len(IMPOSSIBLE)
 
 
 def test_a_layout_that_cannot_be_is_told_once_and_named_by_its_flag(two_processes):
     said = [(two_processes.folder / f"output_{rank}.txt").read_text() for rank in (0, 1)]
-    told = [line for line in said[0].splitlines() if line.startswith("error: ")]
+    told = [line for line in said[0].splitlines() if line.startswith("error: ") and "step_" not in line]
     assert len(told) == len(IMPOSSIBLE)
     for line, flag in zip(told, ("--global-batch-size 12", "heads 1", "--num-layers 1", "-size 3 = 3"), strict=True):
         assert flag in line
-    assert "error: " not in said[1]
+    assert all("step_" in line for line in said[1].splitlines() if line.startswith("error: "))
+
+
+def test_a_process_that_cannot_save_beside_its_training_ends_both_and_is_told_once(two_processes):
+    said = "".join((two_processes.folder / f"output_{rank}.txt").read_text() for rank in (0, 1))
+    assert said.count("error: ") == len(IMPOSSIBLE) + 1
+    assert "step_00000005: the checkpoint cannot be written (No space left on device)" in said
+    assert not list((two_processes.folder / "full/checkpoints").glob("step_*"))
+    assert len(records(two_processes.folder / "full", "train")) < 10
 
 
 @pytest.mark.parametrize("name", ["plain", "accumulate", "recompute", "from_one"])

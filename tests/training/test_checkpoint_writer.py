@@ -6,6 +6,7 @@ import signal
 import threading
 
 import pytest
+import torch
 from pretraining_runs import checkpoint, column, pretrain, read_tensors, records, same_bits
 
 from megatron_plm.checkpoint_format import find_checkpoint
@@ -52,6 +53,13 @@ def writing(monkeypatch):
     return Writing
 
 
+def writer_ends():
+    """Wait for the thread that writes."""
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":
+            thread.join(SECONDS)
+
+
 def test_the_steps_meanwhile_are_not_in_the_checkpoint(one_process, pair_data, tmp_path, at_step, writing):
     """The first checkpoint, after step 10, is held back until step 15 is due: saved at once, that would never be."""
     due = threading.Event()
@@ -90,15 +98,12 @@ def test_one_checkpoint_waits_for_the_one_before(pair_data, tmp_path, writing, m
 def test_a_checkpoint_that_cannot_be_written_ends_the_training_at_its_next_step(
     pair_data, tmp_path, at_step, writing, capsys
 ):
-    failed = threading.Event()
-
     def full():
-        failed.set()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     writing.before = full
-    at_step[11] = lambda: failed.wait(SECONDS)
-    at_step[15] = lambda: pytest.fail("training went on")
+    at_step[11] = writer_ends
+    at_step[12] = lambda: pytest.fail("training went on")
     assert pretrain(*pair_data.flags, "--async-save", f"--save={tmp_path}") == 1
     assert "step_00000010: the checkpoint cannot be written (No space left on device)" in capsys.readouterr().err
     assert (tmp_path / "status").read_text() == "failed\n"
@@ -122,13 +127,45 @@ def test_a_signal_while_a_checkpoint_is_written_leaves_both(pair_data, tmp_path,
 def test_a_training_that_diverges_keeps_the_checkpoint_that_was_being_written(pair_data, tmp_path, at_step, writing):
     diverging = threading.Event()
     writing.before = lambda: diverging.wait(SECONDS)
-    check_finite = loop.check_finite
 
     def diverged():
         diverging.set()
-        check_finite(14, float("nan"), 0.0)
+        loop.check_finite(14, float("nan"), 0.0)
 
     at_step[14] = diverged
     assert pretrain(*pair_data.flags, "--async-save", f"--save={tmp_path}") == 1
     assert find_checkpoint(tmp_path) == checkpoint(tmp_path, 10)
     assert records(tmp_path, "end")[-1]["status"] == "failed"
+
+
+def test_the_first_of_two_errors_is_told(pair_data, tmp_path, at_step, writing, capsys):
+    """The training diverges while a checkpoint that will fail is being written."""
+    diverging = threading.Event()
+
+    def full():
+        diverging.wait(SECONDS)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def diverged():
+        diverging.set()
+        loop.check_finite(14, float("nan"), 0.0)
+
+    writing.before, at_step[14] = full, diverged
+    assert pretrain(*pair_data.flags, "--async-save", f"--save={tmp_path}") == 1
+    told = capsys.readouterr().err
+    assert "step 14: the loss is nan" in told
+    assert "No space left" not in told
+
+
+def test_an_error_of_another_kind_leaves_the_checkpoint_too(pair_data, tmp_path, at_step, writing):
+    ending = threading.Event()
+    writing.before = lambda: ending.wait(SECONDS)
+
+    def ends():
+        ending.set()
+        raise torch.OutOfMemoryError("out of memory")
+
+    at_step[14] = ends
+    with pytest.raises(torch.OutOfMemoryError):
+        pretrain(*pair_data.flags, "--async-save", f"--save={tmp_path}")
+    assert find_checkpoint(tmp_path) == checkpoint(tmp_path, 10)
