@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from megatron_plm.data.order import permute
 from megatron_plm.errors import RunFailed, UserError
+from megatron_plm.memory import FreedMemory
 from megatron_plm.parallel.mesh import World
 from megatron_plm.philox import derive_key
 from megatron_plm.training.optimizer import build_optimizer, clip_gradients, set_learning_rate
@@ -85,6 +86,7 @@ def fit(
     epochs: list[Epoch] = []
     best: Epoch | None = None
     best_weights: dict[str, Tensor] = {}
+    memory = FreedMemory()
     for number in range(1, options.epochs + 1):
         batches = list(shuffled_batches(len(train.examples), options.batch_size, seed=options.seed, epoch=number))
         loss_sum, weight_sum = 0.0, 0.0
@@ -103,6 +105,7 @@ def fit(
             if not math.isfinite(batch_loss + norm):
                 raise _diverged(f"epoch {number}, step {index + 1}", f"loss {batch_loss:g} and gradient norm {norm:g}")
             loss_sum, weight_sum = loss_sum + batch_loss, weight_sum + batch_weight
+            memory.bound()
         if not all(weights.isfinite().all() for _, weights in trained_tensors(model)):
             raise _diverged(f"epoch {number}", "weights that are not numbers")
         epoch = Epoch(number, loss_sum / weight_sum, score_one(valid, task, primary_metric))

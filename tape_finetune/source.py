@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_plm.memory import FreedMemory
 from megatron_plm.parallel.mesh import World
 from tape_finetune.batching import length_batches, pack
 from tape_finetune.data import Example
@@ -65,7 +66,10 @@ class Source:
         """`work` of each batch, in their order: each process does some of them, and all get what the others made.
         Collective."""
         rank, size = self.world.rank, self.world.size
-        mine = [work(indices) for indices in track(batches[rank::size], description)]
+        memory, mine = FreedMemory(), []
+        for indices in track(batches[rank::size], description):
+            mine.append(work(indices))
+            memory.bound()
         if size == 1:
             return mine
         everyones: list[list[Result]] = [[]] * size
