@@ -7,13 +7,18 @@ import torch.nn.functional as F
 from torch import nn
 
 
-class FusedLayerNorm(nn.Module):
+class _FusedNorm(nn.Module):
     def __init__(self, normalized_shape, eps=1e-5, elementwise_affine=True, memory_efficient=False):
         super().__init__()
         importlib.import_module("fused_layer_norm_cuda")
         assert (elementwise_affine, memory_efficient) == (True, False)
         self.normalized_shape, self.eps = (normalized_shape,), eps
         self.weight = nn.Parameter(torch.empty(normalized_shape))
+
+
+class FusedLayerNorm(_FusedNorm):
+    def __init__(self, normalized_shape, *args, **kwargs):
+        super().__init__(normalized_shape, *args, **kwargs)
         self.bias = nn.Parameter(torch.empty(normalized_shape))
 
     def forward(self, input):
@@ -21,14 +26,7 @@ class FusedLayerNorm(nn.Module):
         return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
-class FusedRMSNorm(nn.Module):
-    def __init__(self, normalized_shape, eps=1e-5, elementwise_affine=True, memory_efficient=False):
-        super().__init__()
-        importlib.import_module("fused_layer_norm_cuda")
-        assert (elementwise_affine, memory_efficient) == (True, False)
-        self.normalized_shape, self.eps = (normalized_shape,), eps
-        self.weight = nn.Parameter(torch.empty(normalized_shape))
-
+class FusedRMSNorm(_FusedNorm):
     def forward(self, input):
         _require_plain(input, self.weight)
         return F.rms_norm(input, self.normalized_shape, self.weight, self.eps)
