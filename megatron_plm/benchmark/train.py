@@ -45,7 +45,7 @@ from megatron_plm.benchmark.rounds import (
     timed_in_turn,
 )
 from megatron_plm.benchmark.train_peer import packed_attention_name, packed_step, padded_step
-from megatron_plm.benchmark.train_sides import OURS, SIDES, is_default, require_sides, values_of
+from megatron_plm.benchmark.train_sides import OURS, OWN, SIDES, is_default, require_sides, values_of
 from megatron_plm.benchmark.train_table import table
 from megatron_plm.config.options import Config
 from megatron_plm.config.presets import PRESETS
@@ -246,7 +246,7 @@ def _checks(found: dict[str, dict[str, Any]], device: torch.device) -> Checks:
     for preset, figures in found.items():
         of_ratios = ratio_checks(figures["ratios"], SIDES, f"training, {preset}")
         checks |= {f"{preset} {side}": each for side, each in of_ratios.items()}
-        shares = [figures["mfu"].get(side) for side in OURS]
+        shares = [figures["mfu"].get(side) for side in OWN]
         known = [share for share in shares if share is not None]
         if known and preset in MFU_BARS and "H200" in torch.cuda.get_device_name(device):
             what = f"training, {preset}: MFU on one H200"

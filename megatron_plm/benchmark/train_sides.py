@@ -9,7 +9,7 @@ from megatron_plm.errors import UserError
 from megatron_plm.kernels.accelerators import are_usable, require_accelerators
 from megatron_plm.kernels.library import load_cuda_kernels, require_kernels
 
-_OWN = {
+OWN = {
     "ours": "megatron-plm, packed rows",
     "compiled": "megatron-plm, packed rows, compiled",
     "fused": "megatron-plm, packed rows, --fused-kernels",
@@ -25,8 +25,8 @@ _PACKAGES = {
     "transformer_engine": "megatron-plm, TransformerEngine's norms",
     "flash_attn": "megatron-plm, flash-attn's attention",
 }
-SIDES = {**_OWN, **_PEERS, **_PACKAGES}
-OURS = (*_OWN, *_PACKAGES)
+SIDES = {**OWN, **_PEERS, **_PACKAGES}
+OURS = (*OWN, *_PACKAGES)
 PADDED = ("padded", "bucketed")
 _CHOSEN = {
     "apex": {"norm": "apex", "optimizer": "apex"},

@@ -120,6 +120,14 @@ def test_the_side_of_the_fused_ops_runs_them(dataset, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "train.json").read_text())["presets"]["tiny"]["ratios"]["fused"]["median"] > 0
 
 
+def test_other_packages_kernels_reach_no_bar_for_ours(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    found = {"esm2-650m": {"ratios": {}, "mfu": {"ours": 0.3, "fused_compiled": 0.44, "apex": 0.9, "padded": 0.9}}}
+    checks = train._checks(found, torch.device("cuda"))
+    assert checks["esm2-650m mfu"]["value"] == pytest.approx(44)
+    assert train.missed({"checks": checks}) == ["esm2-650m mfu"]
+
+
 def test_the_bars_are_those_of_the_issue():
     found = {
         preset: {"ratios": {"padded": {"median": 2.49, "bar": 2.5}, "packed": {"median": 1.0, "bar": None}}, "mfu": {}}
