@@ -26,7 +26,7 @@ def processor_name() -> str:
 def package_versions() -> dict[str, str]:
     """Versions of Python, this package and those that decide its numbers; what is not installed is left out."""
     versions = {"python": platform.python_version(), "megatron_plm": __version__}
-    for package in ("torch", "numpy", "transformers", "apex", "transformer_engine", "flash_attn"):
+    for package in ("torch", "numpy", "transformers", "apex", "transformer_engine", "flash_attn", "flash_attn_3"):
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     return versions

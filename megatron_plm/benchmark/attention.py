@@ -30,7 +30,7 @@ from megatron_plm.config.load import config_from_values
 from megatron_plm.config.presets import PRESETS
 from megatron_plm.data.readers import open_inputs
 from megatron_plm.inference.proteins import ProteinReader
-from megatron_plm.kernels.accelerators import are_usable, flash_varlen
+from megatron_plm.kernels.accelerators import are_usable, attention_by
 from megatron_plm.model.attention import Sequences, packed_attention
 from megatron_plm.tokenizers import get_tokenizer
 
@@ -187,8 +187,7 @@ def build_sides(
     }  # fmt: skip
     if device.type == "cuda" and dtype == torch.bfloat16:
         found["padded_flash"] = (padded, flash_only, None)
-        if are_usable(device, attention="flash_attn"):
-            varlen = flash_varlen()
+        if are_usable(device, attention="flash_attn") and (varlen := attention_by("flash_attn")):
             found["flash_attn"] = (
                 packed, lambda q, k, v: varlen(q, k, v, cuts, longest, False, 0.0), lambda out: out
             )  # fmt: skip

@@ -50,6 +50,7 @@ from megatron_plm.benchmark.train_table import table
 from megatron_plm.config.options import Config
 from megatron_plm.config.presets import PRESETS
 from megatron_plm.errors import UserError
+from megatron_plm.kernels.accelerators import TORCH, attention_by
 from megatron_plm.parallel.mesh import World, joined_world
 from megatron_plm.plan.speed import token_flops
 from megatron_plm.training.device import on_device
@@ -152,6 +153,7 @@ class _Preset:
                     speeds |= timed_in_turn(step, options.rounds, options.seconds, self._say, self._wait)
                 memory[side] = peak["bytes"]
                 step.clear()
+                attention_by(TORCH)  # a peer is not to run on what the side before it chose
                 free_memory(device)
         flops, gpu = self._token_flops(), gpu_here(device)
         peak_flops = (gpu.bf16_flops if self._config.training.bf16 else gpu.fp32_flops) if gpu else None

@@ -24,6 +24,7 @@ _PACKAGES = {
     "apex": "megatron-plm, apex's norms and AdamW",
     "transformer_engine": "megatron-plm, TransformerEngine's norms",
     "flash_attn": "megatron-plm, flash-attn's attention",
+    "flash_attn_3": "megatron-plm, FlashAttention-3",
 }
 SIDES = {**OWN, **_PEERS, **_PACKAGES}
 OURS = (*OWN, *_PACKAGES)
@@ -32,6 +33,7 @@ _CHOSEN = {
     "apex": {"norm": "apex", "optimizer": "apex"},
     "transformer_engine": {"norm": "transformer_engine"},
     "flash_attn": {"attention": "flash_attn"},
+    "flash_attn_3": {"attention": "flash_attn_3"},
 }
 
 

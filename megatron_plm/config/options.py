@@ -143,7 +143,9 @@ class TrainingOptions:
         "torch", "whose norms compute, on a GPU (docs/kernels.md)", choices=("torch", "apex", "transformer_engine")
     )
     attention_implementation: str = option(
-        "torch", "whose attention of all proteins at once computes, on a GPU", choices=("torch", "flash_attn")
+        "torch",
+        "whose attention of all proteins at once computes, on a GPU; flash_attn_3 on Hopper (docs/kernels.md)",
+        choices=("torch", "flash_attn", "flash_attn_3"),
     )
     optimizer_implementation: str = option("torch", "whose AdamW computes, on a GPU", choices=("torch", "apex"))
     distributed_timeout_minutes: float = option(

@@ -118,6 +118,11 @@ def _kernel_problems(config: Config) -> list[str]:
             f"--attention-implementation {training.attention_implementation} takes 16-bit numbers only: add --bf16, "
             "or leave it out"
         )
+    if training.attention_implementation == "flash_attn_3" and config.model.attention_dropout > 0:
+        found.append(
+            "--attention-implementation flash_attn_3: its kernels have no dropout, and --attention-dropout is "
+            f"{config.model.attention_dropout:g}; leave out one of the two"
+        )
     return found
 
 

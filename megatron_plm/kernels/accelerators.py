@@ -1,8 +1,9 @@
 """Kernels of other packages, each found where it is installed and used where a flag names it: none is needed.
 
-apex (NVIDIA's) has norms and a kernel of AdamW, TransformerEngine norms, flash-attn attention over packed sequences.
-They compute what torch's own do, on CUDA tensors only, and know no DTensor. A package is imported here, inside a
-function, when it was chosen.
+apex (NVIDIA's) has norms and a kernel of AdamW, TransformerEngine norms, flash-attn attention over packed sequences,
+and FlashAttention-3, a package of its own, kernels for Hopper that torch's variable-length attention can run on. They
+compute what torch's own do, on CUDA tensors only, and know no DTensor. A package is imported here, inside a function,
+when it was chosen.
 """
 
 import importlib
@@ -13,18 +14,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import (
+    activate_flash_attention_impl,
+    current_flash_attention_impl,
+    restore_flash_attention_impl,
+)
 
 from megatron_plm.errors import UserError
 
 TORCH = "torch"  # the choice that needs no package
 _NORM, _ATTENTION, _OPTIMIZER = (f"--{what}-implementation" for what in ("norm", "attention", "optimizer"))
-_TITLES = {"apex": "NVIDIA's apex", "transformer_engine": "TransformerEngine", "flash_attn": "flash-attn"}
+_TITLES = {
+    "apex": "NVIDIA's apex",
+    "transformer_engine": "TransformerEngine",
+    "flash_attn": "flash-attn",
+    "flash_attn_3": "FlashAttention-3",
+}
 _INSTALL = {
     "apex": "build https://github.com/NVIDIA/apex with --cpp_ext and --cuda_ext",
     "transformer_engine": "pip install --no-build-isolation 'transformer_engine[pytorch]>=2'",
     "flash_attn": "pip install --no-build-isolation flash-attn",
+    "flash_attn_3": "build https://github.com/Dao-AILab/flash-attention in its folder hopper",
 }
 _COMPILED = ("fused_layer_norm_cuda", "amp_C")  # modules of an apex that was built with its CUDA extensions
+_HOPPER = 9  # the compute capability that FlashAttention-3 is written for
 
 # Attention inside each sequence, of q, k, v [T, N, H], cu_seqlens, the longest length, causal, dropout; [T, N, H].
 VarlenAttention = Callable[[Tensor, Tensor, Tensor, Tensor, int, bool, float], Tensor]
@@ -40,7 +53,7 @@ def require_accelerators(
     """Raise UserError where a package that was chosen for one of these cannot be used on `device`."""
     chosen: dict[str, tuple[str, Callable[[str], object]]] = {
         _NORM: (norm, norm_types),
-        _ATTENTION: (attention, flash_varlen),
+        _ATTENTION: (attention, _find_attention),
         _OPTIMIZER: (optimizer, adam_kernel),
     }
     for flag, (package, find) in chosen.items():
@@ -51,6 +64,11 @@ def require_accelerators(
                 f"{flag} {package}: {_TITLES[package]} runs on a GPU only, and torch sees none here; leave the flag out"
             )
         find(package)
+        if package == "flash_attn_3" and torch.cuda.get_device_capability(device)[0] != _HOPPER:
+            raise UserError(
+                f"{flag} {package}: {_TITLES[package]} runs on Hopper GPUs (H100, H200) only, not on "
+                f"{torch.cuda.get_device_name(device)}; leave the flag out"
+            )
 
 
 def are_usable(device: torch.device, **chosen: str) -> bool:
@@ -99,8 +117,35 @@ def norm_like(norm: nn.LayerNorm | nn.RMSNorm, package: str) -> nn.Module:
     return made
 
 
-def flash_varlen(package: str = "flash_attn") -> VarlenAttention:
-    """flash-attn's attention over packed sequences, of 16-bit numbers. Raises UserError where it can't be imported."""
+def attention_by(package: str) -> VarlenAttention | None:
+    """Let `package` attend over packed sequences of 16-bit numbers, from now on: flash-attn's function for it, or none
+    where torch's own is to be called, be it with FlashAttention-3 behind it. That is then so for all of this process.
+
+    Raises UserError where the package can't be imported.
+    """
+    if current_flash_attention_impl():
+        restore_flash_attention_impl()
+    if package == "flash_attn":
+        return _flash_varlen(package)
+    if package == "flash_attn_3":
+        _find_attention(package)
+        activate_flash_attention_impl("FA3")
+    return None
+
+
+def _find_attention(package: str) -> None:
+    if package == "flash_attn":
+        _flash_varlen(package)
+        return
+    _imported(_ATTENTION, package, "flash_attn_interface", ())
+    if not all(hasattr(torch.ops.flash_attn_3, name) for name in ("fwd", "bwd")):
+        raise UserError(
+            f"{_ATTENTION} {package}: the flash_attn_interface that is installed has no ops torch.ops.flash_attn_3.fwd "
+            f"and bwd, which torch calls; {_INSTALL[package]}, or leave the flag out"
+        )
+
+
+def _flash_varlen(package: str) -> VarlenAttention:
     (function,) = _imported(_ATTENTION, package, package, ("flash_attn_varlen_func",))
 
     def attend(
@@ -142,12 +187,12 @@ def _imported(flag: str, package: str, module: str, names: Sequence[str], compil
         return [getattr(found, name) for name in names]
     except Exception as error:  # what was compiled for another torch fails in many ways
         raise UserError(
-            f"{flag} {package}: {_reason(package, error)}; {_INSTALL[package]}, or leave the flag out"
+            f"{flag} {package}: {_reason(package, module, error)}; {_INSTALL[package]}, or leave the flag out"
         ) from None
 
 
-def _reason(package: str, error: Exception) -> str:
-    spec = find_spec(package)
+def _reason(package: str, module: str, error: Exception) -> str:
+    spec = find_spec(module.partition(".")[0])
     if spec is None:
         return f"{_TITLES[package]} is not installed"
     if package == "apex" and not PathFinder.find_spec("apex.normalization", spec.submodule_search_locations):

@@ -21,7 +21,7 @@ from megatron_plm.config.options import Config, ModelOptions
 from megatron_plm.data.loader import Batch
 from megatron_plm.data.masking import Masking
 from megatron_plm.data.packing import row_limits
-from megatron_plm.kernels.accelerators import TORCH, flash_varlen, replace_norms
+from megatron_plm.kernels.accelerators import TORCH, attention_by, replace_norms
 from megatron_plm.model.fused import FusedBlock
 from megatron_plm.model.initialize import Piece, initialize
 from megatron_plm.model.transformer import Block, MaskedLanguageModel
@@ -114,8 +114,8 @@ def assemble(config: Config, tokenizer: Tokenizer, world: World) -> tuple[list[n
             model = MaskedLanguageModel(config.model, tokenizer, block_type)
         if config.training.norm_implementation != TORCH:
             replace_norms(model, config.training.norm_implementation)
-        if config.training.attention_implementation != TORCH:
-            model.encoder.attend_by(flash_varlen())
+        if (varlen := attention_by(config.training.attention_implementation)) is not None:
+            model.encoder.attend_by(varlen)
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         if world.cp_group is not None:
             apply_context_parallel(model, world.cp_group, world.coordinate("cp"))

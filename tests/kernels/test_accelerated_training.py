@@ -190,8 +190,9 @@ def test_the_benchmarks_side_of_a_package_computes_what_the_plain_blocks_do(pack
 
 
 @pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("side", ["apex", "transformer_engine", "flash_attn"])
-def test_a_side_of_the_training_benchmark_is_a_run_by_its_package(side):
+@pytest.mark.parametrize("side", ["apex", "transformer_engine", "flash_attn", "flash_attn_3"])
+def test_a_side_of_the_training_benchmark_is_a_run_by_its_package(side, monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
     config = preset_config("tiny", bf16=True, **values_of(side))
     chosen = {"norm": config.training.norm_implementation, "attention": config.training.attention_implementation,
               "optimizer": config.training.optimizer_implementation}  # fmt: skip

@@ -5,25 +5,37 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from pretraining_runs import pretrain
+from torch.nn.attention import current_flash_attention_impl
 
 from megatron_plm.benchmark.command import main as benchmark
-from megatron_plm.config.options import Config, ParallelOptions, TrainingOptions
+from megatron_plm.config.options import Config, ModelOptions, ParallelOptions, TrainingOptions
 from megatron_plm.config.problems import problems
 from megatron_plm.errors import UserError, run_command
 from megatron_plm.kernels.accelerators import are_usable, require_accelerators
+from megatron_plm.model.attention import PackedAttention
+from megatron_plm.parallel.apply import assemble
+from megatron_plm.parallel.mesh import joined_world
+from megatron_plm.tokenizers import get_tokenizer
 
 STAND_INS = Path(__file__).with_name("stand_ins")
 GPU = torch.device("cuda")
 CHOICES = {
     "--norm-implementation": ("norm", ("apex", "transformer_engine")),
-    "--attention-implementation": ("attention", ("flash_attn",)),
+    "--attention-implementation": ("attention", ("flash_attn", "flash_attn_3")),
     "--optimizer-implementation": ("optimizer", ("apex",)),
 }
 ALL = [(flag, what, package) for flag, (what, packages) in CHOICES.items() for package in packages]
+
+
+@pytest.fixture(autouse=True)
+def hopper(monkeypatch):
+    """A machine with an H200."""
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
 
 
 def refusal(**chosen):
@@ -44,7 +56,12 @@ def test_what_is_installed_is_found(what, package):
 @pytest.mark.parametrize(("flag", "what", "package"), ALL)
 def test_what_is_not_installed_is_told_with_the_way_to_it(flag, what, package):
     said = refusal(**{what: package})
-    way = {"apex": "https://github.com/NVIDIA/apex", "transformer_engine": "pip install", "flash_attn": "flash-attn"}
+    way = {
+        "apex": "https://github.com/NVIDIA/apex",
+        "transformer_engine": "pip install",
+        "flash_attn": "pip install",
+        "flash_attn_3": "https://github.com/Dao-AILab/flash-attention",
+    }
     assert said.startswith(f"{flag} {package}: ")
     assert "is not installed; " in said
     assert way[package] in said
@@ -90,6 +107,40 @@ def test_a_package_that_does_not_load_is_told_with_the_reason(installed, tmp_pat
 
 
 @pytest.mark.usefixtures("installed")
+def test_flash_attention_3_is_refused_on_other_gpus_than_hoppers(monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "NVIDIA A100-SXM4-80GB")
+    assert "Hopper GPUs (H100, H200) only, not on NVIDIA A100-SXM4-80GB" in refusal(attention="flash_attn_3")
+    require_accelerators(GPU, attention="flash_attn")
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_flash_attention_3_that_torch_cannot_call_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.ops, "flash_attn_3", SimpleNamespace(fwd=None))
+    assert "has no ops torch.ops.flash_attn_3.fwd and bwd" in refusal(attention="flash_attn_3")
+
+
+@pytest.mark.usefixtures("installed")
+def test_torchs_attention_runs_on_flash_attention_3_until_another_is_chosen():
+    model = ModelOptions(num_layers=1, hidden_size=8, num_attention_heads=2)
+
+    def build(implementation):
+        training = TrainingOptions(attention_implementation=implementation, bf16=True)
+        (model_here,), _ = assemble(Config(model=model, training=training), get_tokenizer("esm2"), world)
+        return model_here
+
+    with joined_world(force_group=True) as world:
+        for other in ("torch", "flash_attn"):
+            built = build("flash_attn_3")
+            assert current_flash_attention_impl() == "FA3"
+            assert [m.varlen for m in built.modules() if isinstance(m, PackedAttention)] == [None]  # torch's op
+            built = build(other)
+            assert current_flash_attention_impl() is None
+            calls = [m.varlen is not None for m in built.modules() if isinstance(m, PackedAttention)]
+            assert calls == [other == "flash_attn"]
+
+
+@pytest.mark.usefixtures("installed")
 def test_an_old_transformer_engine_is_refused(monkeypatch):
     monkeypatch.setattr(importlib.import_module("transformer_engine"), "__version__", "1.13.0")
     assert "TransformerEngine 1.13.0 is too old; pip install" in refusal(norm="transformer_engine")
@@ -105,12 +156,20 @@ def test_an_old_transformer_engine_is_refused(monkeypatch):
             "--norm-implementation transformer_engine: --sequence-parallel",
         ),
         ({"attention_implementation": "flash_attn"}, "--attention-implementation flash_attn takes 16-bit numbers only"),
+        (
+            {"attention_implementation": "flash_attn_3", "bf16": True},
+            "--attention-implementation flash_attn_3: its kernels have no dropout",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(training, said):
     sequence_parallel = "--sequence-parallel" in said
     parallel = ParallelOptions(tensor_model_parallel_size=2, sequence_parallel=True)
-    config = Config(training=TrainingOptions(**training), parallel=parallel if sequence_parallel else ParallelOptions())
+    config = Config(
+        model=ModelOptions(attention_dropout=0.1 if "dropout" in said else 0.0),
+        training=TrainingOptions(**training),
+        parallel=parallel if sequence_parallel else ParallelOptions(),
+    )
     (problem,) = problems(config, world_size=2 if sequence_parallel else 1)
     assert problem.startswith(said)
     plain = replace(config.training, norm_implementation="torch", attention_implementation="torch")
