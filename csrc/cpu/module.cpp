@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "attention.h"
+#include "rotary.h"
 #include "threads.h"
 
 namespace py = pybind11;
@@ -66,6 +67,32 @@ void backward(const Sizes& sizes, const Tensor& dout, const Tensor& q, const Ten
     attend_backward(shape, tensors, threads);
 }
 
+// Addresses of contiguous tensors.
+using Address = std::int64_t;
+
+template <typename Value>
+Value* at(Address address) {
+    return reinterpret_cast<Value*>(address);
+}
+
+Turn turn(std::int64_t tokens, std::int64_t heads, std::int64_t head_size, Address cosines, Address sines) {
+    return {tokens, heads, head_size, at<const float>(cosines), at<const float>(sines)};
+}
+
+void rotate_all(std::int64_t tokens, std::int64_t heads, std::int64_t head_size, Address cosines, Address sines,
+                Address qkv, Address bias, Address q, Address k, Address v, int threads) {
+    const py::gil_scoped_release release;
+    rotate(turn(tokens, heads, head_size, cosines, sines), at<const float>(qkv), at<const float>(bias), at<float>(q),
+           at<float>(k), at<float>(v), threads);
+}
+
+void rotate_all_backward(std::int64_t tokens, std::int64_t heads, std::int64_t head_size, Address cosines, Address sines,
+                         Address dq, Address dk, Address dv, Address dqkv, int threads) {
+    const py::gil_scoped_release release;
+    rotate_backward(turn(tokens, heads, head_size, cosines, sines), at<const float>(dq), at<const float>(dk),
+                    at<const float>(dv), at<float>(dqkv), threads);
+}
+
 }  // namespace
 
 }  // namespace megatron_plm
@@ -84,6 +111,12 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("attend_backward", &megatron_plm::backward, py::arg("sizes"), py::kw_only(), py::arg("dout"),
                py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("statistics"), py::arg("dq"),
                py::arg("dk"), py::arg("dv"), py::arg("threads"));
+    module.def("rotate", &megatron_plm::rotate_all, py::kw_only(), py::arg("tokens"), py::arg("heads"),
+               py::arg("head_size"), py::arg("cosines"), py::arg("sines"), py::arg("qkv"), py::arg("bias"), py::arg("q"),
+               py::arg("k"), py::arg("v"), py::arg("threads"));
+    module.def("rotate_backward", &megatron_plm::rotate_all_backward, py::kw_only(), py::arg("tokens"),
+               py::arg("heads"), py::arg("head_size"), py::arg("cosines"), py::arg("sines"), py::arg("dq"),
+               py::arg("dk"), py::arg("dv"), py::arg("dqkv"), py::arg("threads"));
     module.def("instructions", &megatron_plm::instructions);
     module.def("thread_pool", &megatron_plm::thread_pool);
 }

@@ -25,5 +25,34 @@ def attend_backward(
     dv: _Tensor,
     threads: int,
 ) -> None: ...
+
+# All tensors contiguous, by address; a bias of 0 is none.
+def rotate(
+    *,
+    tokens: int,
+    heads: int,
+    head_size: int,
+    cosines: int,
+    sines: int,
+    qkv: int,
+    bias: int,
+    q: int,
+    k: int,
+    v: int,
+    threads: int,
+) -> None: ...
+def rotate_backward(
+    *,
+    tokens: int,
+    heads: int,
+    head_size: int,
+    cosines: int,
+    sines: int,
+    dq: int,
+    dk: int,
+    dv: int,
+    dqkv: int,
+    threads: int,
+) -> None: ...
 def instructions() -> str: ...
 def thread_pool() -> str: ...

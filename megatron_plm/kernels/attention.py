@@ -12,15 +12,15 @@ Shapes: T packed tokens, N heads, H head size; q, k, v, out [T, N, H]; cu_seqlen
 statistics [2, N, T]: of the scores of each query, times log₂e, the largest, and Σ 2^(score - largest).
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-try:
-    from megatron_plm.kernels import _cpu
-except ModuleNotFoundError:  # one that is there but doesn't load is an error
-    _cpu = None  # type: ignore[assignment]
+from megatron_plm.kernels import cpu
+
+if TYPE_CHECKING:
+    from megatron_plm.kernels._cpu import Sizes
 
 _library = torch.library.Library("megatron_plm", "FRAGMENT")
 _library.define(
@@ -32,16 +32,11 @@ _library.define(
 )
 
 
-def has_cpu_attention(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `cpu_attention` computes attention over `dtype` on `device`."""
-    return _cpu is not None and device.type == "cpu" and dtype == torch.float32
-
-
 def cpu_attention_path() -> str:
     """In words, what the op runs on."""
-    if _cpu is None:
+    if cpu.compiled is None:
         return "torch's kernel, protein by protein (slower: csrc/cpu was not built)"
-    return f"all proteins at once on the CPU, in float32 ({_cpu.instructions()})"
+    return f"all proteins at once on the CPU, in float32 ({cpu.compiled.instructions()})"
 
 
 def cpu_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, cu_seqlens: Tensor, *, causal: bool) -> Tensor:
@@ -57,7 +52,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, causal: bool) 
     q, k, v = (_with_whole_heads(x) for x in (q, k, v))
     cuts = cu_seqlens.to(torch.int32).contiguous()
     out, statistics = _forward_shapes(q, k, v, cu_seqlens, causal)
-    _cpu.attend(
+    cpu.compiled.attend(
         _sizes(q, cuts, causal),
         q=_address(q),
         k=_address(k),
@@ -76,7 +71,7 @@ def _backward(
     statistics = statistics.contiguous()
     cuts = cu_seqlens.to(torch.int32).contiguous()
     dq, dk, dv = _backward_shapes(dout, q)
-    _cpu.attend_backward(
+    cpu.compiled.attend_backward(
         _sizes(q, cuts, causal),
         dout=_address(dout),
         q=_address(q),
@@ -92,9 +87,9 @@ def _backward(
     return dq, dk, dv
 
 
-def _sizes(q: Tensor, cuts: Tensor, causal: bool) -> "_cpu.Sizes":
+def _sizes(q: Tensor, cuts: Tensor, causal: bool) -> "Sizes":
     T, N, H = q.shape
-    return _cpu.Sizes(
+    return cpu.compiled.Sizes(
         cuts=cuts.data_ptr(),
         sequences=len(cuts) - 1,
         tokens=T,

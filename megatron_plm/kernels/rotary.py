@@ -1,5 +1,5 @@
 """Rotary positions, and `bias_rotary`: the bias of the joint map to queries, keys and values, and the rotation, in one
-pass that leaves three tensors of their own.
+pass that leaves three tensors of their own. On the CPU in float32 that is a kernel of csrc/cpu.
 
 Pairs (i, i + H/2) of each head are rotated by their token's angles (Su et al. 2021, arXiv:2104.09864):
 
@@ -9,9 +9,12 @@ Pairs (i, i + H/2) of each head are rotated by their token's angles (Su et al. 2
 Shapes: T packed tokens, N heads, H head size.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from megatron_plm.kernels import cpu
 from megatron_plm.kernels.library import column_sums, wide
 
 
@@ -32,12 +35,16 @@ def bias_rotary(qkv_TN3H: Tensor, bias: Tensor | None, cos_TH: Tensor, sin_TH: T
     return q, k, v
 
 
-@torch.library.custom_op(
-    "megatron_plm::bias_rotary",
-    mutates_args=(),
-    schema="(Tensor qkv, Tensor? bias, Tensor cos, Tensor sin) -> (Tensor, Tensor, Tensor)",
-)
-def _bias_rotary(qkv: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def rotated(qkv_TN3H: Tensor, cos_T11H: Tensor, sin_T11H: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries and keys and plain values, each [T, N, H]: by `bias_rotary` where the CPU has a kernel for it."""
+    if cpu.has_cpu_kernels(qkv_TN3H.device, qkv_TN3H.dtype):
+        return bias_rotary(qkv_TN3H, None, cos_T11H.flatten(0, 2), sin_T11H.flatten(0, 2))
+    qk_TN2H, v_TN1H = qkv_TN3H.split([2, 1], dim=2)  # not by two slices: the gradient of each would be a whole qkv
+    q_TNH, k_TNH = rotate(qk_TN2H, cos_T11H, sin_T11H).unbind(2)
+    return q_TNH, k_TNH, v_TN1H.squeeze(2)
+
+
+def _reference(qkv: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     u = wide(qkv) if bias is None else wide(qkv) + wide(bias).view(qkv.shape[1:])
     turned = rotate(u[:, :, :2], wide(cos)[:, None, None], wide(sin)[:, None, None]).to(qkv.dtype)
     # Copies, as views into one memory are no results of an op.
@@ -46,18 +53,39 @@ def _bias_rotary(qkv: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor) -> 
     return q, k, v
 
 
-@_bias_rotary.register_fake
-def _(qkv, *_):  # type: ignore[no-untyped-def]
-    T, N, _, H = qkv.shape
-    return tuple(qkv.new_empty((T, N, H)) for _ in range(3))
-
-
-@torch.library.custom_op(
-    "megatron_plm::bias_rotary_backward",
+_bias_rotary = torch.library.custom_op(
+    "megatron_plm::bias_rotary",
+    _reference,
     mutates_args=(),
-    schema="(Tensor dq, Tensor dk, Tensor dv, Tensor cos, Tensor sin, bool has_bias) -> (Tensor, Tensor)",
+    schema="(Tensor qkv, Tensor? bias, Tensor cos, Tensor sin) -> (Tensor, Tensor, Tensor)",
 )
-def _bias_rotary_backward(
+
+
+@_bias_rotary.register_kernel("cpu")
+def _(qkv: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if not cpu.has_cpu_kernels(qkv.device, qkv.dtype):
+        return _reference(qkv, bias, cos, sin)
+    bias = None if bias is None else bias.contiguous()
+    q, k, v = _shapes(qkv)
+    cpu.compiled.rotate(
+        **_sizes(q, cos, sin),
+        qkv=qkv.data_ptr(),
+        bias=0 if bias is None else bias.data_ptr(),
+        q=q.data_ptr(),
+        k=k.data_ptr(),
+        v=v.data_ptr(),
+    )
+    return q, k, v
+
+
+@_bias_rotary.register_fake
+def _shapes(qkv: Tensor, *_others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    T, N, _three, H = qkv.shape
+    q, k, v = (qkv.new_empty((T, N, H)) for _ in range(3))
+    return q, k, v
+
+
+def _backward_reference(
     dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, has_bias: bool
 ) -> tuple[Tensor, Tensor]:
     """∂qkv [T, N, 3, H] and ∂bias [N · 3 · H], the latter without values where there is no bias."""
@@ -67,6 +95,33 @@ def _bias_rotary_backward(
     du = torch.cat([back, wide(dv).unsqueeze(2)], dim=2)
     dbias = column_sums(du.flatten(1), dq.dtype) if has_bias else dq.new_empty(0)
     return du.to(dq.dtype), dbias
+
+
+_bias_rotary_backward = torch.library.custom_op(
+    "megatron_plm::bias_rotary_backward",
+    _backward_reference,
+    mutates_args=(),
+    schema="(Tensor dq, Tensor dk, Tensor dv, Tensor cos, Tensor sin, bool has_bias) -> (Tensor, Tensor)",
+)
+
+
+@_bias_rotary_backward.register_kernel("cpu")
+def _(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, has_bias: bool) -> tuple[Tensor, Tensor]:
+    if not cpu.has_cpu_kernels(dq.device, dq.dtype):
+        return _backward_reference(dq, dk, dv, cos, sin, has_bias)
+    T, N, H = dq.shape
+    du = dq.new_empty((T, N, 3, H))
+    cpu.compiled.rotate_backward(
+        **_sizes(dq, cos, sin), dq=dq.data_ptr(), dk=dk.data_ptr(), dv=dv.data_ptr(), dqkv=du.data_ptr()
+    )
+    return du, column_sums(du.flatten(1), dq.dtype) if has_bias else dq.new_empty(0)
+
+
+def _sizes(x_TNH: Tensor, cos: Tensor, sin: Tensor) -> dict[str, int]:
+    T, N, H = x_TNH.shape
+    assert cos.dtype == sin.dtype == torch.float32, (cos.dtype, sin.dtype)
+    return {"tokens": T, "heads": N, "head_size": H, "cosines": cos.data_ptr(), "sines": sin.data_ptr(),
+            "threads": torch.get_num_threads()}  # fmt: skip
 
 
 @_bias_rotary_backward.register_fake

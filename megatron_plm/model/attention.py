@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_plm.kernels.accelerators import VarlenAttention
-from megatron_plm.kernels.attention import cpu_attention, cpu_attention_path, has_cpu_attention
+from megatron_plm.kernels.attention import cpu_attention, cpu_attention_path
+from megatron_plm.kernels.cpu import has_cpu_kernels
 
 OneCall = Literal["flash", "cpu"]  # torch's variable-length attention on a GPU, or kernels.attention
 
@@ -54,7 +55,7 @@ def attention_path(
 def _one_call(device: torch.device, dtype: torch.dtype) -> OneCall | None:
     if _has_flash_attention(device, dtype):
         return "flash"
-    return "cpu" if has_cpu_attention(device, dtype) else None
+    return "cpu" if has_cpu_kernels(device, dtype) else None
 
 
 def _has_flash_attention(device: torch.device, dtype: torch.dtype) -> bool:

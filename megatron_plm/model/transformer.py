@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from megatron_plm.config.options import ModelOptions
 from megatron_plm.kernels.accelerators import VarlenAttention
 from megatron_plm.kernels.linear import Linear
-from megatron_plm.kernels.rotary import rotate
+from megatron_plm.kernels.rotary import rotated
 from megatron_plm.model.attention import PackedAttention, Sequences
 from megatron_plm.model.heads import LabelledPositions, MaskedLanguageModelHead
 from megatron_plm.model.layers import (
@@ -42,9 +42,8 @@ class Attention(nn.Module):
         qkv = self.qkv(x_BLD)
         B, L, _ = qkv.shape
         qkv_TN3H = qkv.view(B * L, -1, 3, self.head_dim)
-        qk_TN2H = qkv_TN3H[:, :, :2]
-        q_TNH, k_TNH = (qk_TN2H if rotary is None else rotate(qk_TN2H, *rotary)).unbind(2)
-        out_TNH = self.attend(q_TNH, k_TNH, qkv_TN3H[:, :, 2], sequences)
+        q_TNH, k_TNH, v_TNH = qkv_TN3H.unbind(2) if rotary is None else rotated(qkv_TN3H, *rotary)
+        out_TNH = self.attend(q_TNH, k_TNH, v_TNH, sequences)
         return self.out(out_TNH.reshape(B, L, -1))
 
 

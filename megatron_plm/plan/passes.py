@@ -109,18 +109,18 @@ def _traffic(model: ModelOptions) -> tuple[_Traffic, _Traffic]:
     """Forward and backward, each kernel by itself.
 
     Forward: norms 4, sums 6; rotation 20; GELU 2, or silu and the product 5. Backward: norms 10, sums 6, bias gradients
-    2; rotation 20, joining the gradients of query, key and value 25, bias gradients 3 and one for each column of the
-    first matrix; GELU 3, or silu, product and joining gate and value 13. Dropout, at two places: 4 there and back, and
-    202 bytes to draw, of which the way back reads one.
+    2; joining the gradients of query, key and value 6, or 10 behind a rotation of 20, bias gradients 3 and one for each
+    column of the first matrix; GELU 3, or silu, product and joining gate and value 13. Dropout, at two places: 4 there
+    and back, and 202 bytes to draw, of which the way back reads one.
     """
     gated, biased = model.activation == "swiglu", model.add_bias_linear
-    rotation = 20 if model.position_embedding_type == "rope" else 0
+    rotation, joined = (20, 10) if model.position_embedding_type == "rope" else (0, 6)
     dropped, drawn = (2 * 4, 2 * 202) if model.hidden_dropout else (0, 0)
     forward = _Traffic(10 + dropped, rotation, 5 if gated else 2, drawn)
     first_bias = up_size(model) / model.ffn_size if biased else 0
     backward = _Traffic(
         16 + (2 if biased else 0) + dropped,
-        rotation + 25 + (3 if biased else 0),
+        rotation + joined + (3 if biased else 0),
         (13 if gated else 3) + first_bias,
         2 if model.hidden_dropout else 0,
     )

@@ -5,11 +5,12 @@ import sys
 import pytest
 import torch
 
-from megatron_plm.kernels import attention as module
-from megatron_plm.kernels.attention import cpu_attention, has_cpu_attention
+from megatron_plm.kernels import cpu
+from megatron_plm.kernels.attention import cpu_attention
+from megatron_plm.kernels.cpu import has_cpu_kernels
 from megatron_plm.model.attention import Sequences, attention_path, packed_attention
 
-pytestmark = pytest.mark.skipif(module._cpu is None, reason="csrc/cpu was not built")
+pytestmark = pytest.mark.skipif(cpu.compiled is None, reason="csrc/cpu was not built")
 
 # Around the widths of vectors (4, 8, 16 numbers), of blocks (16, 32, 64, 128), and far from them.
 LENGTHS = [1, 2, 15, 0, 16, 17, 0, 31, 65, 129, 300]
@@ -121,7 +122,7 @@ def test_inputs_and_gradients_may_lie_in_any_order_in_memory():
     sys.platform != "linux" or not torch.backends.openmp.is_available(), reason="this torch has no OpenMP to share"
 )
 def test_its_threads_are_torchs():
-    assert module._cpu.thread_pool() == "OpenMP", "a second pool would wait for the cores that torch's threads spin on"
+    assert cpu.compiled.thread_pool() == "OpenMP", "a second pool would wait for the cores that torch's threads spin on"
 
 
 def test_bitwise_the_same_again_and_with_other_threads():
@@ -195,10 +196,10 @@ def test_cuts_that_do_not_fit_are_refused(cuts):
 
 
 def test_it_is_for_float32_on_the_cpu():
-    assert has_cpu_attention(torch.device("cpu"), torch.float32)
-    assert not has_cpu_attention(torch.device("cpu"), torch.bfloat16)
-    assert not has_cpu_attention(torch.device("cpu"), torch.float64)
-    assert not has_cpu_attention(torch.device("cuda"), torch.float32)
+    assert has_cpu_kernels(torch.device("cpu"), torch.float32)
+    assert not has_cpu_kernels(torch.device("cpu"), torch.bfloat16)
+    assert not has_cpu_kernels(torch.device("cpu"), torch.float64)
+    assert not has_cpu_kernels(torch.device("cuda"), torch.float32)
 
 
 def test_the_path_that_is_told_is_taken(monkeypatch):
@@ -211,7 +212,7 @@ def test_the_path_that_is_told_is_taken(monkeypatch):
     assert "packed_attention" in type(out.grad_fn).__name__
     assert attention_path(torch.device("cpu"), torch.float32).startswith("all proteins at once on the CPU")
     for options, built, told in [({"dropout": True}, True, "has no dropout"), ({}, False, "was not built")]:
-        monkeypatch.setattr(module, "_cpu", module._cpu if built else None)
+        monkeypatch.setattr(cpu, "compiled", cpu.compiled if built else None)
         reference = attended(**options)
         assert "packed_attention" not in type(reference.grad_fn).__name__
         assert told in attention_path(torch.device("cpu"), torch.float32, **options)

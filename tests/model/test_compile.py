@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from megatron_plm.config.options import ModelOptions
-from megatron_plm.kernels.attention import has_cpu_attention
+from megatron_plm.kernels.cpu import has_cpu_kernels
 from megatron_plm.model.attention import Sequences
 from megatron_plm.model.layers import RotaryEmbedding
 from megatron_plm.model.transformer import Block
@@ -67,7 +67,7 @@ def inputs(cuts, one_call, *, seed=0):
 
 @pytest.mark.parametrize("kind", ["flash", "cpu"])
 def test_blocks_are_one_graph_for_all_lengths(kind, flash_calls):
-    if kind == "cpu" and not has_cpu_attention(torch.device("cpu"), torch.float32):
+    if kind == "cpu" and not has_cpu_kernels(torch.device("cpu"), torch.float32):
         pytest.skip("csrc/cpu was not built")
     torch.manual_seed(1)
     blocks = [Block(OPTIONS) for _ in range(3)]

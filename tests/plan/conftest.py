@@ -1,10 +1,10 @@
-"""The planner counts for GPUs, where attention in float32 goes protein by protein."""
+"""The planner counts for GPUs, where attention in float32 goes protein by protein, and the rotation is torch's."""
 
 import pytest
 
-from megatron_plm.kernels import attention
+from megatron_plm.kernels import cpu
 
 
 @pytest.fixture(autouse=True)
-def _attention_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_cpu", None)
+def _without_the_cpus_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "compiled", None)

@@ -1,5 +1,6 @@
-// The attention kernels of every set of instructions that this machine has, against softmax written out in double, on
-// memory that ends where the tensors end. Prints the sets; 1 where one is wrong.
+// The kernels for the CPU, on memory that ends where the tensors end: attention, with every set of instructions that this
+// machine has, against softmax written out in double; rotation, against turning back. Prints the sets; 1 where one is
+// wrong.
 
 #include <algorithm>
 #include <cmath>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "rotary.h"
 
 using namespace megatron_plm;
 
@@ -87,10 +89,38 @@ bool right(const char* name, const Kernels& kernels) {
     return true;
 }
 
+// A rotation is undone by its transpose, which the backward pass is.
+bool turns_back(std::int64_t tokens, std::int64_t heads, std::int64_t size) {
+    const std::size_t each = static_cast<std::size_t>(tokens * heads * size);
+    std::mt19937 random(static_cast<unsigned>(tokens));
+    std::normal_distribution<float> normal;
+    Numbers qkv(3 * each), bias(static_cast<std::size_t>(3 * heads * size)), q(each), k(each), v(each), back(3 * each);
+    for (Numbers* numbers : {&qkv, &bias}) std::generate(numbers->begin(), numbers->end(), [&] { return normal(random); });
+    Numbers cosines, sines;
+    for (std::int64_t i = 0; i < tokens * size; ++i) {
+        const float angle = static_cast<float>(i / size) / static_cast<float>(1 + i % (size / 2));
+        cosines.push_back(std::cos(angle)), sines.push_back(std::sin(angle));
+    }
+    const Turn turn{tokens, heads, size, cosines.data(), sines.data()};
+    rotate(turn, qkv.data(), bias.data(), q.data(), k.data(), v.data(), 2);
+    rotate_backward(turn, q.data(), k.data(), v.data(), back.data(), 2);
+    for (std::size_t i = 0; i < back.size(); ++i) {
+        const float wanted = qkv[i] + bias[i % bias.size()];
+        if (std::fabs(back[i] - wanted) > 1e-5f * (1 + std::fabs(wanted))) {
+            std::printf("turned back, number %d: %g, not %g\n", int(i), back[i], wanted);
+            return false;
+        }
+    }
+    return true;
+}
+
 }  // namespace
 
 int main() {
     bool all = right("plain", kPlain);
+    for (int size : {2, 6, 16, 24, 64}) {
+        for (int tokens : {0, 1, 32, 33, 100}) all = turns_back(tokens, 3, size) && all;
+    }
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all = right("AVX2", kAvx2) && all;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&

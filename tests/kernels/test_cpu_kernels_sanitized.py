@@ -1,4 +1,4 @@
-"""The attention kernels of every set of instructions here, under AddressSanitizer and UndefinedBehaviorSanitizer."""
+"""The kernels for the CPU, of every set of instructions here, under AddressSanitizer and UndefinedBehaviorSanitizer."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ def test_every_set_of_instructions_is_right_and_stays_inside_its_memory(tmp_path
     probe = subprocess.run(["g++", *FLAGS, tmp_path / "probe.cpp", "-o", tmp_path / "probe"], capture_output=True)
     if probe.returncode or subprocess.run([tmp_path / "probe"], capture_output=True).returncode:
         pytest.skip("g++ cannot link or run with the sanitizers")
-    sources = [HERE / "check_cpu_attention.cpp", *(path for path in SOURCES.glob("*.cpp") if path.stem != "module")]
+    sources = [HERE / "check_cpu_kernels.cpp", *(path for path in SOURCES.glob("*.cpp") if path.stem != "module")]
     program = tmp_path / "check"
     subprocess.run(["g++", *FLAGS, f"-I{SOURCES}", *sources, "-o", program, "-ldl", "-pthread"], check=True)
     done = subprocess.run([program], capture_output=True, text=True)
