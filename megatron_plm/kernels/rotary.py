@@ -127,7 +127,7 @@ def _sizes(x_TNH: Tensor, cos: Tensor, sin: Tensor) -> dict[str, int]:
 @_bias_rotary_backward.register_fake
 def _(dq, *others):  # type: ignore[no-untyped-def]
     (T, N, H), has_bias = dq.shape, others[-1]
-    return dq.new_empty((T, N, 3, H)), dq.new_empty(3 * N * H * has_bias)
+    return dq.new_empty((T, N, 3, H)), dq.new_empty(3 * N * H if has_bias else 0)
 
 
 def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]  # noqa: ARG001

@@ -135,7 +135,7 @@ class PipelinePasses:
         between = torch.empty(activations.between, dtype=activations.dtype, device="meta", requires_grad=True)
         logits = torch.empty(activations.logits, dtype=activations.dtype, device="meta", requires_grad=True)
         pieces = [
-            PipelineStage(
+            _PipelineStage(
                 stage,
                 index,
                 options.num_stages,
@@ -191,6 +191,14 @@ class PipelinePasses:
             last.copy_(first)
         elif self._shared_group is not None:
             dist.all_reduce(gradients[0], group=self._shared_group)
+
+
+class _PipelineStage(PipelineStage):
+    """torch's, which in torch 2.11 meets its neighbours by a message before the first step, also where the next stage is
+    in the same process: gloo cannot send to itself."""
+
+    def _get_init_p2p_neighbors_ops(self) -> list[dist.P2POp]:
+        return [op for op in super()._get_init_p2p_neighbors_ops() if op.group_peer != self.group_rank]
 
 
 @contextlib.contextmanager

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from megatron_plm.checkpoint_format import (
@@ -60,11 +61,13 @@ class CheckpointWriter:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._directory = run_directory(run.config)
-        self._stager: DefaultStager | None = None
+        self._on_gpu = run.world.device.type == "cuda"
+        self._stager: StateDictStager | None = None
         self._group: ProcessGroup | None = None
         if self._directory and run.config.training.async_save:
-            on_gpu = run.world.device.type == "cuda"
-            self._stager = DefaultStager(StagingOptions(on_gpu, False, False, on_gpu))  # pinned; copies not waited for
+            # Not torch's DefaultStager around it, which in torch 2.11 makes the memory of the copies anew each time, and
+            # fails at the second.
+            self._stager = StateDictStager(pin_memory=self._on_gpu)
             self._group = run.world.group_of_a_thread()
         self._thread: threading.Thread | None = None
         self._written: deque[Path] = deque()  # by one thread, and taken by the other
@@ -91,8 +94,9 @@ class CheckpointWriter:
             self._written.append(save_checkpoint(self._run, self._directory))
             return
         self.finish()  # what is being written is in the memory that is copied to
-        tensors = self._stager.stage(run_tensors(self._run, copies=False))
-        assert isinstance(tensors, dict)
+        tensors = self._stager.stage(run_tensors(self._run, copies=False), non_blocking=self._on_gpu)
+        if self._on_gpu:
+            torch.cuda.synchronize()
         snapshot = _Snapshot(tensors, _state(self._run), is_staged=True)
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint", daemon=True)
         self._thread.start()
