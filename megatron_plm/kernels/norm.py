@@ -129,7 +129,12 @@ def _dropout_add_norm_backward(
 def _(*given):  # type: ignore[no-untyped-def]
     _, _, total, weight, _, _, _, rate, _, _, has_bias = given
     dx = total.new_empty(0 if rate == 0 else total.shape)
-    return total.new_empty(total.shape), dx, weight.new_empty(weight.shape), weight.new_empty(len(weight) if has_bias else 0)
+    return (
+        total.new_empty(total.shape),
+        dx,
+        weight.new_empty(weight.shape),
+        weight.new_empty(len(weight) if has_bias else 0),
+    )
 
 
 def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]

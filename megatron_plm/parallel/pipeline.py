@@ -26,6 +26,7 @@ from torch.distributed.pipelining.schedules import (
 from megatron_plm.config.layout import stages_of
 from megatron_plm.config.options import ParallelOptions
 from megatron_plm.data.loader import Batch
+from megatron_plm.errors import UserError
 from megatron_plm.model.transformer import MaskedLanguageModel
 from megatron_plm.parallel.tensor import local_tensor
 
@@ -45,6 +46,7 @@ _SCHEDULES = {
     "interleaved": ScheduleInterleaved1F1B,
     "zbv": ScheduleZBVZeroBubble,
 }
+_ZBV_SINCE = (2, 13)  # torch
 
 
 class Stage(nn.Module):
@@ -99,6 +101,17 @@ class Stage(nn.Module):
         return self.head(x_BMD, self.encoder.embedding.tokens.weight if self.is_tied else None)
 
 
+def check_schedule(options: ParallelOptions) -> None:
+    """Raise UserError where this torch cannot run the schedule."""
+    if options.pipeline_schedule == "zbv" and tuple(map(int, torch.__version__.split(".")[:2])) < _ZBV_SINCE:
+        # Of older ones 2.11 was tried. It cannot divide the backward pass of a function of our own, such as the linear
+        # map by oneDNN or a fused op, and sends to the process itself, which gloo can't.
+        raise UserError(
+            f"--pipeline-schedule zbv: torch {torch.__version__} cannot run it with all that a block computes; install "
+            "torch 2.13 or later, or choose interleaved"
+        )
+
+
 def stage_owner(options: ParallelOptions, stage: int) -> int:
     """The process of the pipeline that holds `stage`."""
     pp = options.pipeline_model_parallel_size
@@ -135,7 +148,7 @@ class PipelinePasses:
         between = torch.empty(activations.between, dtype=activations.dtype, device="meta", requires_grad=True)
         logits = torch.empty(activations.logits, dtype=activations.dtype, device="meta", requires_grad=True)
         pieces = [
-            _PipelineStage(
+            PipelineStage(
                 stage,
                 index,
                 options.num_stages,
@@ -191,14 +204,6 @@ class PipelinePasses:
             last.copy_(first)
         elif self._shared_group is not None:
             dist.all_reduce(gradients[0], group=self._shared_group)
-
-
-class _PipelineStage(PipelineStage):
-    """torch's, which in torch 2.11 meets its neighbours by a message before the first step, also where the next stage is
-    in the same process: gloo cannot send to itself."""
-
-    def _get_init_p2p_neighbors_ops(self) -> list[dist.P2POp]:
-        return [op for op in super()._get_init_p2p_neighbors_ops() if op.group_peer != self.group_rank]
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ from megatron_plm.parallel.mesh import (
     told_once,
     world_size,
 )
+from megatron_plm.parallel.pipeline import check_schedule
 from megatron_plm.parallel.presence import OthersFailed
 from megatron_plm.training.checkpoint import load_checkpoint, load_pretrained_weights
 from megatron_plm.training.guard import StopRequest
@@ -66,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
             sys.stdout.write(to_toml(config) if local_rank() == 0 else "")
             return 0
         check_devices()
+        check_schedule(config.parallel)
         check_memory_history(config, device())
         if config.training.fused_kernels:
             require_kernels(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
