@@ -28,6 +28,7 @@ from megatron_plm.benchmark.flags import Size, add_size, count, seconds
 from megatron_plm.benchmark.rounds import Wait, machine_line
 from megatron_plm.config.load import config_from_values
 from megatron_plm.config.presets import PRESETS
+from megatron_plm.data.loader import segment_room
 from megatron_plm.data.readers import open_inputs
 from megatron_plm.inference.proteins import ProteinReader
 from megatron_plm.kernels.accelerators import are_usable, attention_by
@@ -148,8 +149,10 @@ def build_sides(
     T, P, longest = sum(lengths), len(lengths), max(lengths)
     generator = torch.Generator().manual_seed(seed)
     packed = tuple(torch.randn(T, *shape, generator=generator).to(device, dtype) for _ in range(3))
-    cuts = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
-    sequences = Sequences.from_cu_seqlens(cuts, longest, dtype)
+    # As the loader's: room for more proteins than there are, and the length of a row as that of the longest.
+    unused = [T] * (segment_room(len(rows), P) - P)
+    cuts = torch.tensor([0, *np.cumsum(lengths), *unused], dtype=torch.int32, device=device)
+    sequences = Sequences.from_cu_seqlens(cuts, seq_length, dtype)
     # Where each of the T tokens is in P padded proteins, and in the rows.
     in_padded = torch.cat([p * longest + torch.arange(n) for p, n in enumerate(lengths)]).to(device)
     in_rows = torch.cat([b * seq_length + torch.arange(sum(row)) for b, row in enumerate(rows)]).to(device)
@@ -189,7 +192,7 @@ def build_sides(
         found["padded_flash"] = (padded, flash_only, None)
         if are_usable(device, attention="flash_attn") and (varlen := attention_by("flash_attn")):
             found["flash_attn"] = (
-                packed, lambda q, k, v: varlen(q, k, v, cuts, longest, False, 0.0), lambda out: out
+                packed, lambda q, k, v: varlen(q, k, v, cuts, seq_length, False, 0.0), lambda out: out
             )  # fmt: skip
     return {
         name: Side(tuple(each.detach().clone().requires_grad_() for each in inputs), attend, by_token)

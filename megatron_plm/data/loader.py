@@ -28,6 +28,7 @@ from megatron_plm.tokenizers import Tokenizer
 IGNORED_LABEL = -100  # a padded entry of label_id; the value cross entropy ignores
 _STEPS_AHEAD = 2  # global batches under way for each thread
 _UNPACKED_MULTIPLE = 8  # tokens; unpacked rows are padded to a multiple of it
+_SEGMENTS_OF_A_ROW = 4  # for which a batch's cu_seqlens has room at least, on average
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,13 @@ class Batch:
 
     A token outside every protein is padding: token `<pad>`, segment 0. `cu_seqlens` cuts the B·L tokens of the rows,
     laid end to end, into segments for attention; padding forms segments of its own, and unused entries repeat B·L.
+    There are `segment_room` segments, so that batches of a run have one length of it, and seldom another.
     """
 
     tokens: Tensor  # int64 [B, L], corrupted
     positions: Tensor  # int64 [B, L], 0 at the first token of each segment
     segment_ids: Tensor  # int64 [B, L], 1, 2, … within a row; 0 is padding
-    cu_seqlens: Tensor  # int32 [B * (S + 1) + 1]
+    cu_seqlens: Tensor  # int32 [segments + 1]
     label_index: Tensor  # int64 [B, M], index into the row; 0 where unused
     label_id: Tensor  # int64 [B, M], the original token; IGNORED_LABEL where unused
     row_keys: Tensor  # int64 [B], of each row another number, the same at every layout: what dropout is keyed by
@@ -205,13 +207,14 @@ class Loader:
         except IndexError as error:
             prefixes = ", ".join(sorted({self._datasets[row.dataset].prefix for row in held}))
             raise UserError(f"dataset '{prefixes}' is damaged: {error}; make the dataset again") from None
-        tokens, positions, segment_ids, cu_seqlens, label_index, label_id = map(torch.from_numpy, arrays)
+        tokens, positions, segment_ids, cuts, label_index, label_id = map(torch.from_numpy, arrays)
+        used = int(torch.searchsorted(cuts, cuts[-1]))
         row_keys = [_row_key(key, row) for key, row in zip(keys, held, strict=True)] + [0] * (len(rows) - len(held))
         batch = Batch(
             tokens=tokens,
             positions=positions,
             segment_ids=segment_ids,
-            cu_seqlens=cu_seqlens,
+            cu_seqlens=cuts[: segment_room(len(rows), used) + 1].clone(),
             label_index=label_index,
             label_id=label_id,
             row_keys=torch.tensor(row_keys),
@@ -230,6 +233,15 @@ class Loader:
             places[1].append(dataset.pointers[row.sequence])
             places[2].append(dataset.lengths[row.sequence])
         return _joined(places[0]), _joined(places[1]), _joined(places[2])
+
+
+def segment_room(rows: int, used: int) -> int:
+    """For how many segments `cu_seqlens` has room, where the batch's rows have so many.
+
+    Few, as flash attention starts work for each, though it be empty; and a power of two, as every other length is
+    another graph to torch.compile.
+    """
+    return 1 << (max(used, _SEGMENTS_OF_A_ROW * rows) - 1).bit_length()
 
 
 def _row_key(epoch_key: int, row: Row) -> int:

@@ -21,7 +21,7 @@ from megatron_plm.philox import derive_key, philox4x32
 
 NUM_SPECIAL_TOKENS = 2  # <cls> before and <eos> behind every protein
 _UNPACKED_BUNCH = 64  # rows of one protein each that stay together, so that a batch is of about one length
-_TOKENS_PER_SEGMENT = 8  # a row holds at most one protein per so many tokens, which fixes the size of cu_seqlens
+_TOKENS_PER_SEGMENT = 8  # a row holds at most one protein per so many tokens, which bounds the number of its labels
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ class CheckpointWriter:
         self._stager: StateDictStager | None = None
         self._group: ProcessGroup | None = None
         if self._directory and run.config.training.async_save:
-            # Not torch's DefaultStager around it, which in torch 2.11 makes the memory of the copies anew each time, and
-            # fails at the second.
+            # Not torch's DefaultStager around it: that of torch 2.11 throws the memory of the copies away, and fails at
+            # the second.
             self._stager = StateDictStager(pin_memory=self._on_gpu)
             self._group = run.world.group_of_a_thread()
         self._thread: threading.Thread | None = None

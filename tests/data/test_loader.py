@@ -12,7 +12,7 @@ from rows_reference import MemoryDataset, assert_batch_holds
 
 from megatron_plm.config.options import DataOptions
 from megatron_plm.data.blend import Cursor
-from megatron_plm.data.loader import Loader
+from megatron_plm.data.loader import Loader, segment_room
 from megatron_plm.errors import UserError
 from megatron_plm.tokenizers import get_tokenizer
 
@@ -222,3 +222,11 @@ def test_a_damaged_index_names_the_dataset_wherever_it_is_found():
         clusters.document_indices = np.array(entries)
         with pytest.raises(UserError, match=r"dataset 'memory' is damaged: document [012] is said to be sequences"):
             next(loader(datasets=[clusters]).steps(Cursor.start(1)))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 32])
+def test_the_room_for_segments_is_a_power_of_two_and_little_more_than_needed(rows):
+    for used in range(rows, 12 * rows):
+        room = segment_room(rows, used)
+        assert room & (room - 1) == 0
+        assert max(used, 4 * rows) <= room < 2 * max(used, 4 * rows)
