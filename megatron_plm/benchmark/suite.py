@@ -44,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
     done = []
     for number, step in enumerate(steps, 1):
         left = end - time.monotonic()
-        print(f"[{number}/{len(steps)}] {step.name}: at most {min(step.seconds, max(left, 0)):.0f} s", flush=True)
+        most = min(step.seconds, max(left, 0))
+        print(f"[{number}/{len(steps)}] {step.name}: about {step.expected:.0f} s, {most:.0f} at most", flush=True)
         done.append(run_step(step, folder, min(step.seconds, left)))
         last = f": {done[-1]['last_line']}" if done[-1]["status"] == "failed" else ""
         print(f"    {done[-1]['status']} after {done[-1]['seconds']:.0f} s{last}", flush=True)
@@ -100,7 +101,9 @@ def _chosen(steps: Sequence[SuiteStep], names: Sequence[str]) -> list[SuiteStep]
 def run_step(step: SuiteStep, folder: Path, seconds: float) -> dict[str, Any]:
     """Run a step, ending it and all that it started after so many seconds; its status is ok, failed or out of time."""
     log = folder / "logs" / f"{step.name}.txt"
-    record: dict[str, Any] = {"name": step.name, "command": list(step.words), "seconds": 0.0, "last_line": ""}
+    record: dict[str, Any] = {
+        "name": step.name, "command": list(step.words), "is_judged": step.is_judged, "seconds": 0.0, "last_line": "",
+    }  # fmt: skip
     if seconds <= 0:
         return record | {"status": "out of time"}
     start = time.monotonic()
@@ -129,12 +132,14 @@ def _python_path() -> list[str]:
 
 
 def collect(done: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    """All figures that the steps wrote, all their bars, and what they missed otherwise."""
+    """All figures that the steps wrote, all bars of those that are judged, and what these missed otherwise."""
     results, checks, missed = {}, Checks(), []
     for step in done:
         path = folder / f"{step['name']}.json"
         if path.is_file():
             result = results[step["name"]] = json.loads(path.read_text(encoding="utf-8"))
+            if not step["is_judged"]:
+                continue
             own = result.get("checks", {})
             checks |= {f"{step['name']}: {name}": each for name, each in own.items()}
             missed += [f"{step['name']}: {name}" for name in result["missed"] if name not in own]

@@ -4,7 +4,8 @@ Counted are useful tokens a second: tokens of proteins with their <cls> and <eos
 15 % of the residues. The peer runs as its users run it: rows of one protein each, padded to the longest of the batch
 (`padded`: random batches; `bucketed`: batches of similar length), or packed where transformers can (train_peer.py);
 the head on every position. On a CPU the sides take turns in fp32; on a GPU they come one after the other, in bf16, so
-that each one's peak memory is its own; there ours runs by other packages' kernels too, where they are installed.
+that each one's peak memory is its own, and one that fails loses no other; there ours runs by other packages' kernels
+too, where they are installed.
 
 MFU: useful tokens a second, times the operations that the model needs to learn from one (plan.speed.token_flops, over
 the lengths of the dataset's proteins), over the GPU's dense peak (plan/hardware.py).
@@ -12,6 +13,7 @@ the lengths of the dataset's proteins), over the GPU's dense peak (plan/hardware
 
 import argparse
 import functools
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,8 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_plm.benchmark.checks import Checks, check
-from megatron_plm.benchmark.checks import missed_checks as missed
+from megatron_plm.benchmark.checks import Checks, check, missed_checks
 from megatron_plm.benchmark.device import (
     NUM_WORKERS,
     add_device_flags,
@@ -74,8 +75,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     text = f"of {', '.join(SIDES)} (default: all that are here, on a CPU without compiled and fused)"
     parser.add_argument("--sides", default=None, nargs="+", choices=list(SIDES), metavar="SIDE", help=text)
     parser.add_argument("--seq-length", type=count, default=1024, help="tokens of a row; the peer crops to it")
-    text = "packed rows of one optimizer step; fewer where a GPU lacks memory (default: 4, on a GPU 32)"
+    text = "packed rows of one micro-batch; fewer where a GPU lacks memory (default: 4, on a GPU 32)"
     parser.add_argument("--rows", type=count, default=None, help=text)
+    text = "of one optimizer step of ours, a peer's has one (default: 1)"
+    parser.add_argument("--micro-batches", type=count, default=1, metavar="N", help=text)
     text = "proteins; the padded sides run with the fastest of these, 1 pads nothing (default: "
     cpu, gpu = (" ".join(map(str, sizes)) for sizes in _SIZES.values())
     text += f"{cpu}; on a GPU {gpu}; with --quick the first two)"
@@ -117,12 +120,19 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     return {**result, "checks": _checks(found, device)}
 
 
+def missed(result: dict[str, Any]) -> list[str]:
+    """The bars that were not reached, and the sides that failed."""
+    failed = [f"{preset} {side}" for preset, figures in result["presets"].items() for side in figures["failed"]]
+    return [*missed_checks(result), *failed]
+
+
 def _config(
     preset: str, rows: int, options: argparse.Namespace, *, bf16: bool, num_workers: int = 0, side: str = "ours"
 ) -> Config:
+    micro_batches = options.micro_batches if side in OURS else 1
     return preset_config(
         preset, data_path=(options.data_path,), seq_length=options.seq_length, micro_batch_size=rows,
-        global_batch_size=rows, num_workers=num_workers, seed=options.seed, bf16=bf16,
+        global_batch_size=rows * micro_batches, num_workers=num_workers, seed=options.seed, bf16=bf16,
         **values_of(side),
     )  # fmt: skip
 
@@ -140,24 +150,29 @@ class _Preset:
 
     def measure(self, sides: Sequence[str]) -> dict[str, Any]:
         options, device = self._options, self._world.device
+        flops, gpu = self._token_flops(), gpu_here(device)
+        peak_flops = (gpu.bf16_flops if self._config.training.bf16 else gpu.fp32_flops) if gpu else None
+        speeds: dict[str, list[float]] = {}
         memory: dict[str, int | None] = {}
+        failed: dict[str, str] = {}
         if device.type == "cpu":
             steps = {side: self._step(side) for side in sides}
             speeds = timed_in_turn(steps, options.rounds, options.seconds, self._say)
             memory = {side: self._memory_of_a_process(side) if options.memory else None for side in sides}
         else:
-            speeds = {}
             for side in sides:
-                step = {side: self._step(side)}
-                with peak_gpu_memory(device) as peak:  # of its steps, not of the sizes that were tried before
-                    speeds |= timed_in_turn(step, options.rounds, options.seconds, self._say, self._wait)
-                memory[side] = peak["bytes"]
-                step.clear()
-                attention_by(TORCH)  # a peer is not to run on what the side before it chose
+                try:
+                    speeds[side], memory[side] = self._alone(side)
+                except Exception as error:  # of a compiler or a package: it loses no other side's figures
+                    failed[side] = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+                    self._say(f"{self._preset}, {side} failed: {failed[side]}")
+                else:
+                    share = statistics.median(speeds[side]) * flops / peak_flops if peak_flops else math.nan
+                    self._say(f"{self._preset}, {side}: MFU {100 * share:.1f} %")
                 free_memory(device)
-        flops, gpu = self._token_flops(), gpu_here(device)
-        peak_flops = (gpu.bf16_flops if self._config.training.bf16 else gpu.fp32_flops) if gpu else None
         found = {
+            "failed": failed,
+            "micro_batches": options.micro_batches,
             "tokens_per_second": speeds,
             "batch_sizes": self._sizes,
             "tried_sizes": self._tried_sizes(),
@@ -169,6 +184,15 @@ class _Preset:
             "peak_memory": memory,
         }  # fmt: skip
         return found | ({"packed_attention": packed_attention_name(device)} if "packed" in sides else {})
+
+    def _alone(self, side: str) -> tuple[list[float], int | None]:
+        """Speeds of a side that has the GPU for itself, and the most memory that its steps take."""
+        options = self._options
+        attention_by(TORCH)  # a peer is not to run on what the side before it chose
+        step = self._step(side)
+        with peak_gpu_memory(self._world.device) as peak:  # not of the sizes that were tried before
+            speeds = timed_in_turn({side: step}, options.rounds, options.seconds, self._say, self._wait)
+        return speeds[side], peak["bytes"]
 
     def _step(self, side: str) -> Step:
         if side in OURS:
@@ -238,6 +262,8 @@ class _Preset:
 
 
 def _our_step(config: Config, world: World, datasets: Datasets) -> Step:
+    if config.training.compile:
+        torch.compiler.reset()  # or graphs of the last shape decide that this one's are made for shapes that change
     run = build_run(config, world, datasets, fill=quick_values)
     steps = on_device(run.train_loader.steps(run.progress.cursor), world.device)
     return lambda: train_step(run, next(steps)).num_tokens

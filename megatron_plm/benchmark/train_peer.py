@@ -122,7 +122,8 @@ def _packed_attention(
 
         cuts, longest = packing["cu_seq_lens_q"], packing["max_length_q"]
         query = query * (scaling * query.shape[-1] ** 0.5)  # the kernel scales by H^-½
-        q_TNH, k_TNH, v_TNH = (each[0].transpose(0, 1) for each in (query, key, value))
+        # Rotation leaves queries and keys in fp32 under autocast.
+        q_TNH, k_TNH, v_TNH = (each[0].transpose(0, 1).to(value.dtype) for each in (query, key, value))
         out = varlen_attn(q_TNH, k_TNH, v_TNH, cuts, cuts, longest, longest)
         assert isinstance(out, Tensor)
         return out.unsqueeze(0), None

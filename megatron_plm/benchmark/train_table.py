@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron_plm.benchmark.rounds import machine_line, speed_lines
-from megatron_plm.benchmark.train_sides import PADDED, SIDES
+from megatron_plm.benchmark.train_sides import OURS, PADDED, SIDES
 
 
 def table(result: dict[str, Any]) -> str:
     """The result for people."""
     lines = []
     for preset, figures in result["presets"].items():
-        labels = {side: _label(side, size) for side, size in figures["batch_sizes"].items()}
+        labels = {side: _label(side, size, figures["micro_batches"]) for side, size in figures["batch_sizes"].items()}
         more = {side: _more(figures, side) for side in figures["tokens_per_second"]}
         lines += [f"{preset}, {result['dtype']}"]
         lines += speed_lines(figures["tokens_per_second"], figures["ratios"], labels, more)
@@ -19,6 +19,7 @@ def table(result: dict[str, Any]) -> str:
         lines += [
             _edge_note(side, chosen[side], tried) for side in PADDED if side in chosen and _at_edge(chosen[side], tried)
         ]
+        lines += [f"FAILED: {SIDES[side]}: {error}" for side, error in figures["failed"].items()]
         if "packed_attention" in figures:
             name = figures["packed_attention"]
             lines.append(f"EsmForMaskedLM's packed rows: attention by {_ATTENTIONS.get(name, name)}")
@@ -32,8 +33,11 @@ _ATTENTIONS = {
 }
 
 
-def _label(side: str, size: int) -> str:
-    return f"{SIDES[side]} of {size}" if side in PADDED else f"{SIDES[side]}, {size} a step"
+def _label(side: str, size: int, micro_batches: int) -> str:
+    if side in PADDED:
+        return f"{SIDES[side]} of {size}"
+    rows = size * (micro_batches if side in OURS else 1)
+    return f"{SIDES[side]}, {rows} a step"
 
 
 def _more(figures: dict[str, Any], side: str) -> str:

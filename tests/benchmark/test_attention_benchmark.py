@@ -70,7 +70,7 @@ def test_a_gpu_that_is_not_there_is_told_in_a_sentence(monkeypatch, capsys):
     assert "--device cuda: torch sees no GPU here" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpus_sides_agree():
     sides = attention.build_sides([[50, 90], [70]], (20, 64), 256, torch.device("cuda"), torch.bfloat16, seed=0)
     assert "padded_flash" in sides

@@ -38,7 +38,7 @@ def test_make_bench_gpu_runs_without_a_gpu_in_its_quick_form(tmp_path):
 
 
 def python_step(name, code, seconds=60.0):
-    return SuiteStep(name, (sys.executable, "-c", code), seconds)
+    return SuiteStep(name, (sys.executable, "-c", code), 1.0, seconds)
 
 
 def test_a_step_that_fails_or_hangs_loses_no_other(tmp_path, monkeypatch, capsys):
@@ -113,13 +113,29 @@ def _stop(_):
     raise _Parsed
 
 
-def test_the_steps_fit_into_the_time_that_is_promised(tmp_path):
-    names = [step.name for step in gpu_steps(tmp_path, quick=False)]
-    for shape in ("8m", "35m", "150m", "650m", "3b"):
-        assert f"train-{shape}" in names
-    assert {"attention", "checkpoint", "data", "tests"} <= set(names)
+def test_bars_of_a_step_that_is_not_judged_are_none_of_the_suites(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    low = json.dumps({"checks": {"x": check("a low ratio", 2.0, 2.5)}, "missed": ["x", "something else"]})
+    words = (sys.executable, "-c", f"open(r'{out}/low.json', 'w').write({low!r})")
+    monkeypatch.setattr(suite, "cpu_steps", lambda *_, **__: [SuiteStep("low", words, 1.0, 60.0, is_judged=False)])
+    assert main(["suite", "cpu", "--output-dir", str(out)]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["results"]["low"]["missed"] == ["x", "something else"]
+    assert summary["checks"] == {}
+
+
+def test_the_steps_fit_into_the_time_that_is_promised(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite_steps, "find_spec", lambda name: name != "transformers")
+    steps = {"cpu": cpu_steps(tmp_path, quick=False), "gpu": gpu_steps(tmp_path, quick=False)}
     assert suite._SECONDS == {"cpu": 590.0, "gpu": 460.0}
-    assert any("test_attention_benchmark.py" in word for word in suite_steps._test_step(tmp_path)[0].words)
+    for name, each in steps.items():
+        assert sum(step.expected for step in each) <= suite._SECONDS[name]
+        assert all(step.expected < step.seconds for step in each)
+    words = [word for step in steps["gpu"] for word in step.words]
+    assert {f"esm2-{shape}" for shape in ("8m", "35m", "150m", "650m", "3b")} <= set(words)
+    assert {"attention", "checkpoint", "data", "tests", "profile"} <= {step.name for step in steps["gpu"]}
+    (tests,) = suite_steps._test_step(tmp_path)
+    assert any("test_attention_benchmark.py" in word for word in tests.words)
 
 
 @pytest.mark.parametrize(

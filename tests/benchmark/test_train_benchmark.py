@@ -1,10 +1,12 @@
 """The training benchmark measures what it says, with a real peer."""
 
 import argparse
+import contextlib
 import copy
 import json
 import sys
 from itertools import islice, pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,10 +24,11 @@ from megatron_plm.data.indexed import IndexedDataset
 from megatron_plm.data.preprocess import preprocess
 from megatron_plm.errors import run_command
 from megatron_plm.model.transformer import MaskedLanguageModel
+from megatron_plm.plan.hardware import GPUS
 from megatron_plm.tokenizers import get_tokenizer
 from megatron_plm.training.state import open_datasets
 
-TOKENIZER = get_tokenizer("esm2")
+TOKENIZER, GPU = get_tokenizer("esm2"), torch.device("cuda")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +128,47 @@ def test_other_packages_kernels_reach_no_bar_for_ours(monkeypatch):
     found = {"esm2-650m": {"ratios": {}, "mfu": {"ours": 0.3, "fused_compiled": 0.44, "apex": 0.9, "padded": 0.9}}}
     checks = train._checks(found, torch.device("cuda"))
     assert checks["esm2-650m mfu"]["value"] == pytest.approx(44)
-    assert train.missed({"checks": checks}) == ["esm2-650m mfu"]
+    result = {"checks": checks, "presets": {"esm2-650m": {"failed": {"fused": "why"}}}}
+    assert train.missed(result) == ["esm2-650m mfu", "esm2-650m fused"]
+
+
+def test_a_side_that_fails_on_a_gpu_loses_no_other(dataset, tmp_path, monkeypatch, capsys):
+    """The sides one after the other, as on a GPU; what measures each is put in their place."""
+
+    def alone(preset, side):
+        if side == "compiled":
+            raise RuntimeError("backend='inductor' raised:\n  no such kernel")
+        preset._sizes[side] = 4
+        return [100.0, 200.0], 5
+
+    monkeypatch.setattr(train._Preset, "_alone", alone)
+    monkeypatch.setattr(train, "chosen_device", lambda _: GPU)
+    monkeypatch.setattr(train, "require_sides", lambda *_: None)
+    monkeypatch.setattr(train, "gpu_here", lambda _: GPUS["h200"])
+    monkeypatch.setattr(train, "free_memory", lambda _: None)
+    monkeypatch.setattr(train, "joined_world", lambda **_: contextlib.nullcontext(SimpleNamespace(device=GPU)))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda *_: "NVIDIA H200")
+    output, sides = tmp_path / "train.json", ["--sides", "ours", "compiled", "fused"]
+    assert main(["train", "--data-path", str(dataset), *QUICK, *sides, "--output", str(output), "--check"]) == 1
+    result = json.loads(output.read_text())
+    figures = result["presets"]["tiny"]
+    assert figures["failed"] == {"compiled": "RuntimeError: backend='inductor' raised: no such kernel"}
+    assert list(figures["tokens_per_second"]) == list(figures["mfu"]) == ["ours", "fused"]
+    assert result["missed"] == ["tiny compiled"]
+    printed = capsys.readouterr()
+    assert "tiny, compiled failed: RuntimeError" in printed.err
+    assert "tiny, fused: MFU 0.0 %" in printed.err
+
+
+def test_micro_batches_make_a_step_of_ours_larger(dataset, tmp_path, monkeypatch):
+    built = []
+    build_run = train.build_run
+    monkeypatch.setattr(
+        train, "build_run", lambda *args, **kwargs: (built.append(args[0]), build_run(*args, **kwargs))[1]
+    )
+    flags = [*QUICK, "--sides", "ours", "--rows", "2", "--micro-batches", "3", "--output", str(tmp_path / "train.json")]
+    assert main(["train", "--data-path", str(dataset), *flags]) == 0
+    assert [(c.training.micro_batch_size, c.training.global_batch_size) for c in built] == [(2, 6)]
 
 
 def test_the_bars_are_those_of_the_issue():
@@ -134,7 +177,7 @@ def test_the_bars_are_those_of_the_issue():
         for preset in ("esm2-8m", "esm2-35m")
     }
     checks = train._checks(found, torch.device("cpu"))
-    assert train.missed({"checks": checks}) == ["esm2-8m padded", "esm2-35m padded"]
+    assert train.missed({"checks": checks, "presets": {}}) == ["esm2-8m padded", "esm2-35m padded"]
     assert train.BARS == {"padded": 2.5, "bucketed": 1.5}
     assert train.MFU_BARS == {"esm2-650m": 45.0, "esm2-3b": 52.0}
 
@@ -253,6 +296,8 @@ def test_the_table_tells_where_the_peers_best_batch_size_is_at_an_end_of_those_t
         "ratios": {"padded": {"median": 2.0, "bar": 2.0}},
         "mfu": {"ours": None, "padded": None},
         "peak_memory": {"ours": None, "padded": 2e9},
+        "micro_batches": 3,
+        "failed": {"compiled": "CompileError: why"},
     }
     result = {
         "device": "cpu",
@@ -262,3 +307,5 @@ def test_the_table_tells_where_the_peers_best_batch_size_is_at_an_end_of_those_t
     }
     notes = [line for line in table(result).splitlines() if line.startswith("note")]
     assert [expected in note for note in notes] == ([] if expected is None else [True])
+    assert "megatron-plm, packed rows, 12 a step" in table(result)
+    assert "FAILED: megatron-plm, packed rows, compiled: CompileError: why" in table(result)

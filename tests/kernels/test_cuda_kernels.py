@@ -16,7 +16,6 @@ from megatron_plm.kernels.build import ARCHITECTURES, build, find_nvcc, main
 from megatron_plm.kernels.library import load_cuda_kernels
 
 needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="no nvcc; the CUDA toolkit has it")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 # What of torch's stable ABI a build without CUDA lacks; nothing here comes to call it.
 STUB = """
@@ -111,7 +110,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6}
 SIZES = [(1, 1), (5, 320), (4097, 320), (130, 1280), (64, 2560), (33, 1001), (40, 5120)]
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize(("name", "shape", "dtype"), list(itertools.product(CASES, SIZES, TOLERANCE)))
 def test_on_a_gpu_the_kernels_compute_what_their_references_do(name, shape, dtype):
     if not load_cuda_kernels():

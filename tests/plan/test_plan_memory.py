@@ -206,7 +206,7 @@ def test_a_pipeline_makes_room_for_every_micro_batch_of_a_step():
     assert [memory.pipeline // stream for memory in held] == [rooms + 4, 2 * rooms + 3, 2 * rooms + 2, rooms]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to measure")
+@pytest.mark.gpu
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_the_estimate_is_near_what_cuda_allocates(recompute):
     from torch.optim import AdamW

@@ -20,7 +20,6 @@ from megatron_plm.training.optimizer import clip_gradients
 from megatron_plm.training.state import build_run, open_datasets
 
 CPU, META = torch.device("cpu"), torch.device("meta")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: counts its synchronisations")
 
 
 @pytest.fixture
@@ -119,7 +118,7 @@ def test_with_bf16_one_process_computes_in_bfloat16_and_keeps_float32(run):
     assert kept == gradients == moments == {torch.float32}
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_step_on_a_gpu_synchronises_nowhere(run):
     config = config_from_values(
         {**vars(run.config.data), **vars(run.config.model), "micro_batch_size": 2, "global_batch_size": 4, "bf16": True}

@@ -129,7 +129,7 @@ def test_the_steps_that_are_traced_unless_named(done, iters, given, expected):
     assert (steps.start, steps.stop) == expected
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: records the memory of one")
+@pytest.mark.gpu
 def test_a_snapshot_of_a_gpus_memory_is_written(pair_data, tmp_path):
     argv = [*pair_data.flags, *SHORT, "--profile", "--record-memory-history", f"--save={tmp_path / 'run'}"]
     assert pretrain(*argv) == 0
