@@ -6,22 +6,12 @@
 #include <new>
 #include <vector>
 
+#include "instructions.h"
 #include "threads.h"
 
 namespace megatron_plm {
 
 namespace {
-
-const Kernels& kernels() {
-#if defined(__x86_64__)
-    static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (avx512) return kAvx512;
-    if (avx2) return kAvx2;
-#endif
-    return kPlain;
-}
 
 // Sequences that are not empty, the longest first: no thread begins a long one when the others have nothing left to do.
 std::vector<std::int64_t> by_length(const Shape& shape) {
@@ -63,7 +53,7 @@ void attend(const Shape& shape, const Forward& t, int threads) {
     const Kernels& chosen = kernels();
     for_each_head(shape, threads, [&](const Head& head, std::int64_t token, std::int64_t n) {
         const std::int64_t place = n * shape.tokens() + token;
-        chosen.forward(head, {rows(t.q, token, n), rows(t.k, token, n), rows(t.v, token, n), rows(t.out, token, n),
+        chosen.attend(head, {rows(t.q, token, n), rows(t.k, token, n), rows(t.v, token, n), rows(t.out, token, n),
                               t.maxima + place, t.sums + place});
     });
 }
@@ -72,19 +62,10 @@ void attend_backward(const Shape& shape, const Backward& t, int threads) {
     const Kernels& chosen = kernels();
     for_each_head(shape, threads, [&](const Head& head, std::int64_t token, std::int64_t n) {
         const std::int64_t place = n * shape.tokens() + token;
-        chosen.backward(head, {rows(t.q, token, n), rows(t.k, token, n), rows(t.v, token, n), rows(t.out, token, n),
+        chosen.attend_backward(head, {rows(t.q, token, n), rows(t.k, token, n), rows(t.v, token, n), rows(t.out, token, n),
                                rows(t.dout, token, n), t.maxima + place, t.sums + place, rows(t.dq, token, n),
                                rows(t.dk, token, n), rows(t.dv, token, n)});
     });
-}
-
-const char* instructions() {
-    const Kernels* chosen = &kernels();
-#if defined(__x86_64__)
-    if (chosen == &kAvx512) return "AVX-512";
-    if (chosen == &kAvx2) return "AVX2";
-#endif
-    return chosen == &kPlain ? "plain" : "";
 }
 
 float* scratch(std::size_t floats) {

@@ -47,10 +47,7 @@ struct Backward {
 void attend(const Shape& shape, const Forward& tensors, int threads);
 void attend_backward(const Shape& shape, const Backward& tensors, int threads);
 
-// Which instructions it runs on: "AVX-512", "AVX2", or "plain" for those that every machine has.
-const char* instructions();
-
-// --- one sequence and head, once for each set of instructions (attention_*.cpp) ------------------------------------
+// --- one sequence and head: what instructions.h has once for each set of instructions ---------------------------------
 
 template <typename Value>
 struct Rows {
@@ -80,17 +77,6 @@ struct HeadBackward {
     const float* sums;
     Rows<float> dq, dk, dv;
 };
-
-struct Kernels {
-    void (*forward)(const Head&, const HeadForward&);
-    void (*backward)(const Head&, const HeadBackward&);
-};
-
-#if defined(__x86_64__)
-extern const Kernels kAvx512;
-extern const Kernels kAvx2;
-#endif
-extern const Kernels kPlain;
 
 // This thread's memory for so many floats, aligned to 64 bytes, until it asks again.
 float* scratch(std::size_t floats);

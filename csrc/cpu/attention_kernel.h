@@ -1,4 +1,4 @@
-// Attention of one head over one sequence; included by attention_*.cpp behind lanes.h, for each set of instructions.
+// Attention of one head over one sequence; included by instructions_*.cpp behind lanes.h, for each set of instructions.
 //
 // Scores are computed again and again in blocks that stay in the first-level cache, never as a whole (Dao et al. 2022,
 // "FlashAttention", arXiv:2205.14135). Across the lanes of a vector lie queries in the forward pass and keys in the

@@ -1,4 +1,4 @@
-// Vectors of LANES floats, and what attention does with them; included by attention_*.cpp for each set of instructions.
+// Vectors of LANES floats, and what kernels do with them; included by instructions_*.cpp for each set of instructions.
 //
 // Written with the vector types of GCC and clang. No include here, no templates from outside: what the compiler makes
 // of this file may run only where the instructions exist, and a linker keeps any one of several equal functions.

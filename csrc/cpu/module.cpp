@@ -8,8 +8,10 @@
 #include <stdexcept>
 
 #include "attention.h"
+#include "instructions.h"
 #include "rotary.h"
 #include "threads.h"
+#include "transpose.h"
 
 namespace py = pybind11;
 
@@ -93,6 +95,11 @@ void rotate_all_backward(std::int64_t tokens, std::int64_t heads, std::int64_t h
                     at<const float>(dv), at<float>(dqkv), threads);
 }
 
+void transpose_matrix(Address matrix, std::int64_t rows, std::int64_t columns, Address to, Address sums, int threads) {
+    const py::gil_scoped_release release;
+    transpose({at<const float>(matrix), rows, columns}, at<float>(to), at<float>(sums), threads);
+}
+
 }  // namespace
 
 }  // namespace megatron_plm
@@ -117,6 +124,8 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("rotate_backward", &megatron_plm::rotate_all_backward, py::kw_only(), py::arg("tokens"),
                py::arg("heads"), py::arg("head_size"), py::arg("cosines"), py::arg("sines"), py::arg("dq"),
                py::arg("dk"), py::arg("dv"), py::arg("dqkv"), py::arg("threads"));
+    module.def("transpose", &megatron_plm::transpose_matrix, py::kw_only(), py::arg("matrix"), py::arg("rows"),
+               py::arg("columns"), py::arg("to"), py::arg("sums"), py::arg("threads"));
     module.def("instructions", &megatron_plm::instructions);
     module.def("thread_pool", &megatron_plm::thread_pool);
 }

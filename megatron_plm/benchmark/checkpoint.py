@@ -114,7 +114,10 @@ def _measured(config: Config, world: World, folder: Path, num_rounds: int, wait:
     run = build_run(config, world, open_datasets(config), fill=quick_values)
     steps = on_device(run.train_loader.steps(run.progress.cursor), world.device)
     train_step(run, next(steps))
-    step_seconds = statistics.median(_seconds(lambda: train_step(run, next(steps)), wait) for _ in range(3))
+
+    def step_seconds() -> float:
+        return _seconds(lambda: train_step(run, next(steps)), wait)
+
     tensors, file = plain_tensors(run), folder / "plain.pt"
     times: dict[str, list[float]] = {side: [] for side in _LABELS}
     sides: dict[str, Callable[[], object]] = {
@@ -125,17 +128,19 @@ def _measured(config: Config, world: World, folder: Path, num_rounds: int, wait:
     }
     with CheckpointWriter(run) as writer:
         _save_beside_steps(run, writer, steps, wait)  # takes the memory for the copies, which later ones use again
+        alone = [step_seconds()]  # before and behind each: the machine's speed drifts
         for _ in range(num_rounds):
             stall, seconds, num_steps = _save_beside_steps(run, writer, steps, wait)
+            alone.append(step_seconds())
             times["stall"].append(stall)
-            times["cost"].append(seconds - num_steps * step_seconds)
+            times["cost"].append(seconds - num_steps * statistics.mean(alone[-2:]))
             run.progress.step += 1  # a checkpoint of its own
             for side, work in sides.items():
                 times[side].append(_seconds(work, wait))
     checkpoint = (folder / "checkpoints/latest").resolve()
     return {
         **times,
-        "step": step_seconds,
+        "step": statistics.median(alone),
         "bytes": sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()),
         "torch_bytes": file.stat().st_size,
         "num_parameters": run.model.num_parameters,

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megatron_plm.kernels import cpu
+
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -73,7 +75,29 @@ class _OneDnnLinear(torch.autograd.Function):
         (dy,) = gradients
         dy_TN, x_TK = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        dx = _matmul_transposed(dy_TN, weight.t().contiguous()).view(x.shape) if needs_x else None
-        dweight = _matmul_transposed(dy_TN.t(), x_TK.t()) if needs_weight else None
-        dbias = dy_TN.sum(0) if ctx.has_bias and needs_bias else None
-        return dx, dweight, dbias
+        dx = _matmul_transposed(dy_TN, weight.t()).view(x.shape) if needs_x else None
+        needs_bias = ctx.has_bias and needs_bias
+        if not needs_weight:
+            return dx, None, dy_TN.sum(0) if needs_bias else None
+        # oneDNN would make a copy of the first itself, in one thread; of the second it needs none.
+        dy_NT, dbias = transposed(dy_TN, with_sums=needs_bias)
+        return dx, _matmul_transposed(dy_NT, x_TK.t()), dbias
+
+
+def transposed(x_MN: Tensor, *, with_sums: bool) -> tuple[Tensor, Tensor | None]:
+    """x with rows and columns exchanged, [N, M] and contiguous, and on request the sums of its columns, [N]: in
+    float32, on the CPU by one pass of csrc/cpu in all threads."""
+    if not cpu.has_cpu_kernels(x_MN.device, x_MN.dtype):
+        return x_MN.t().contiguous(), x_MN.sum(0) if with_sums else None
+    x_MN = x_MN.contiguous()
+    M, N = x_MN.shape
+    out_NM, sums_N = x_MN.new_empty(N, M), x_MN.new_empty(N if with_sums else 0)
+    cpu.compiled.transpose(
+        matrix=x_MN.data_ptr(),
+        rows=M,
+        columns=N,
+        to=out_NM.data_ptr(),
+        sums=sums_N.data_ptr() if with_sums else 0,
+        threads=torch.get_num_threads(),
+    )
+    return out_NM, sums_N if with_sums else None

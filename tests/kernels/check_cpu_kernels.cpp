@@ -1,6 +1,6 @@
 // The kernels for the CPU, on memory that ends where the tensors end: attention, with every set of instructions that this
-// machine has, against softmax written out in double; rotation, against turning back. Prints the sets; 1 where one is
-// wrong.
+// machine has, against softmax written out in double, and exchanging rows and columns; rotation, against turning back.
+// Prints the sets; 1 where one is wrong.
 
 #include <algorithm>
 #include <cmath>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "instructions.h"
 #include "rotary.h"
 
 using namespace megatron_plm;
@@ -60,8 +61,8 @@ bool right(const Kernels& kernels, const Head& head) {
     Numbers maxima(L), sums(L);
     const auto in = [H](const Numbers& x) { return Rows<const float>{x.data(), H}; };
     const auto to = [H](Numbers& x) { return Rows<float>{x.data(), H}; };
-    kernels.forward(head, {in(given[0]), in(given[1]), in(given[2]), to(found[0]), maxima.data(), sums.data()});
-    kernels.backward(head, {in(given[0]), in(given[1]), in(given[2]), in(found[0]), in(given[3]), maxima.data(),
+    kernels.attend(head, {in(given[0]), in(given[1]), in(given[2]), to(found[0]), maxima.data(), sums.data()});
+    kernels.attend_backward(head, {in(given[0]), in(given[1]), in(given[2]), in(found[0]), in(given[3]), maxima.data(),
                             sums.data(), to(found[1]), to(found[2]), to(found[3])});
     const auto wanted = expected(head, given[0], given[1], given[2], given[3]);
     for (std::size_t tensor = 0; tensor < 4; ++tensor) {
@@ -77,7 +78,35 @@ bool right(const Kernels& kernels, const Head& head) {
     return true;
 }
 
+bool exchanges(const Kernels& kernels, std::int64_t rows, std::int64_t columns) {
+    Numbers given(static_cast<std::size_t>(rows * columns)), found(given.size()), sums(static_cast<std::size_t>(columns));
+    for (std::size_t i = 0; i < given.size(); ++i) given[i] = static_cast<float>(i % 1000) - 300.0f;
+    const Matrix matrix{given.data(), rows, columns};
+    for (std::int64_t first = 0; first < columns; first += COLUMNS_OF_A_TASK) {
+        kernels.transpose_columns(matrix, first, found.data(), sums.data());
+    }
+    for (std::int64_t c = 0; c < columns; ++c) {
+        double sum = 0;
+        for (std::int64_t r = 0; r < rows; ++r) {
+            sum += given[r * columns + c];
+            if (found[c * rows + r] == given[r * columns + c]) continue;
+            std::printf("%d rows, %d columns: row %d, column %d is another\n", int(rows), int(columns), int(r), int(c));
+            return false;
+        }
+        if (sums[c] != sum) {  // whole numbers, which float adds up exactly
+            std::printf("%d rows, %d columns: sum %d is %g, not %g\n", int(rows), int(columns), int(c), sums[c], sum);
+            return false;
+        }
+    }
+    return true;
+}
+
 bool right(const char* name, const Kernels& kernels) {
+    for (int rows : {0, 1, 15, 16, 17, 127, 128, 129, 300}) {
+        for (int columns : {1, 3, 16, 63, 64, 65, 130}) {
+            if (!exchanges(kernels, rows, columns)) return false;
+        }
+    }
     for (int size : {1, 3, 4, 7, 8, 12, 16, 20, 24, 32, 40, 64}) {
         for (int length : {1, 2, 7, 8, 9, 16, 17, 31, 33, 64, 65, 130}) {
             for (bool causal : {false, true}) {

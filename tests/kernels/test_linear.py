@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from megatron_plm.kernels import cpu
 from megatron_plm.kernels import linear as module
-from megatron_plm.kernels.linear import Linear, linear
+from megatron_plm.kernels.linear import Linear, linear, transposed
 
 SIZES = [((4, 7, 320), 960), ((4097, 320), 33), ((1, 64), 1), ((3, 1), 5), ((2, 5, 13), 17), ((513, 1280), 320)]
 
@@ -60,6 +61,35 @@ def test_only_the_gradients_that_are_needed_are_made():
     layer(x).sum().backward()
     assert layer.weight.grad is None
     assert close(x.grad, layer.weight.double().sum(0).expand(3, 8), 4)
+
+
+def test_a_bias_is_trained_beside_a_frozen_weight():
+    layer, x = Linear(8, 4), torch.randn(3, 8)
+    layer.weight.requires_grad_(False)
+    layer(x).sum().backward()
+    assert layer.weight.grad is None
+    assert torch.equal(layer.bias.grad, torch.full((4,), 3.0))
+
+
+@pytest.mark.parametrize("built", [True, False])
+@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (7, 130), (300, 64), (4097, 33), (512, 320)])
+def test_rows_and_columns_are_exchanged_and_summed_alike_by_any_number_of_threads(shape, built, monkeypatch):
+    monkeypatch.setattr(cpu, "compiled", cpu.compiled if built else None)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3) if built else (1,):
+            torch.set_num_threads(threads)
+            found.append(transposed(x, with_sums=True))
+    finally:
+        torch.set_num_threads(before)
+    for out, sums in found:
+        assert out.is_contiguous()
+        assert torch.equal(out, x.t())
+        assert torch.equal(sums, found[0][1])
+        assert close(sums, x.double().sum(0), max(shape[0], 1))
+    assert transposed(x.t(), with_sums=False)[1] is None
+    assert torch.equal(transposed(x.t(), with_sums=False)[0], x), "of another order in memory"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -1,6 +1,6 @@
-// The attention kernels for AVX2.
+// The kernels for AVX2.
 
-#include "attention.h"
+#include "instructions.h"
 
 #if defined(__x86_64__)
 
@@ -19,10 +19,11 @@ namespace {
 #include "lanes.h"
 
 #include "attention_kernel.h"
+#include "transpose_kernel.h"
 
 }  // namespace
 
-const Kernels kAvx2{&forward, &backward};
+const Kernels kAvx2{&forward, &backward, &transpose_columns};
 
 }  // namespace megatron_plm
 
