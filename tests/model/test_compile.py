@@ -7,11 +7,15 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from megatron_plm.config.options import ModelOptions
+from megatron_plm.config.options import Config, ModelOptions, TrainingOptions
 from megatron_plm.kernels.cpu import has_cpu_kernels
+from megatron_plm.model import attention
 from megatron_plm.model.attention import Sequences
 from megatron_plm.model.layers import RotaryEmbedding
 from megatron_plm.model.transformer import Block
+from megatron_plm.parallel.apply import build_model
+from megatron_plm.parallel.mesh import joined_world
+from megatron_plm.tokenizers import get_tokenizer
 
 varlen = pytest.importorskip("torch.nn.attention.varlen")
 OPTIONS = ModelOptions(num_layers=2, hidden_size=32, num_attention_heads=2)
@@ -88,3 +92,31 @@ def test_blocks_are_one_graph_for_all_lengths(kind, flash_calls):
                     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     assert counter.frame_count == 1
     assert len(flash_calls) == (len(CUTS) * len(blocks) if kind == "flash" else 0)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_a_run_in_bf16_compiles_one_graph_and_one_more_where_the_room_for_proteins_changes(
+    fused, flash_calls, monkeypatch
+):
+    """As on a GPU: FSDP2 around blocks that were compiled one by one, batches as the loader makes them."""
+    counter = CompileCounter()
+
+    def compile_block(block):
+        block._compiled_call_impl = torch.compile(block._call_impl, backend=counter, fullgraph=True)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_block)
+    monkeypatch.setattr(attention, "_has_flash_attention", lambda _, dtype: dtype == torch.bfloat16)
+    torch._dynamo.reset()
+    training = TrainingOptions(bf16=True, compile=True, fused_kernels=fused)
+    config = Config(model=OPTIONS, training=training)
+    graphs = []
+    with joined_world(force_group=True) as world:
+        (model,) = build_model(config, get_tokenizer("esm2"), world).parts
+        tokens = torch.randint(4, 24, (1, LENGTH))
+        positions, ids, index = torch.arange(LENGTH)[None], torch.ones_like(tokens), torch.arange(3)[None]
+        for cuts in (*CUTS, *([*cuts, *[LENGTH] * 4] for cuts in CUTS), *CUTS, [*CUTS[0], *[LENGTH] * 12]):
+            logits = model(tokens, positions, ids, torch.tensor(cuts, dtype=torch.int32), index)
+            logits.float().square().sum().backward()
+            graphs.append(counter.frame_count)
+    assert graphs == [1, 1, 1, 2, 2, 2, 2, 2, 2, 2]
+    assert len(flash_calls) == len(graphs) * OPTIONS.num_layers
