@@ -24,6 +24,8 @@ void with_fit(int64_t width, bool aligned, int64_t max_width, Body body) {
     body(Fit<T, kVector, 2, 1>{});
   } else if (aligned && width % kVector == 0 && width <= 4 * kSpan) {
     body(Fit<T, kVector, 2, 4>{});
+  } else if (aligned && width % kVector == 0 && width <= 8 * kSpan) {
+    body(Fit<T, kVector, 2, 8>{});
   } else if (aligned && width % kVector == 0 && width <= 16 * kSpan) {
     body(Fit<T, kVector, 2, 16>{});
   } else if (width <= 16 * kWarp * 4) {

@@ -82,15 +82,16 @@ void activation_both(const void* x, const void* bias, void* y, const void* grad,
 
 extern "C" {
 
-// The fits of csrc/kernels/norm.cu: 0 to 2 by vectors, a row a warp's or that of 4 or 16; 3 by single values.
+// The fits of csrc/kernels/norm.cu: 0 to 3 by vectors, a row a warp's or that of 4, 8 or 16; 4 by single values.
 int norm(int is_bf16, int fit, const Norm* of) {
   switch (fit * 2 + is_bf16) {
     case 0: norm_both<float, 4, 2, 1>(*of); return 0;
     case 1: norm_both<Bf16, 8, 2, 1>(*of); return 0;
     case 2: norm_both<float, 4, 2, 4>(*of); return 0;
     case 3: norm_both<Bf16, 8, 2, 4>(*of); return 0;
-    case 5: norm_both<Bf16, 8, 2, 16>(*of); return 0;
-    case 6: norm_both<float, 1, 16, 4>(*of); return 0;
+    case 5: norm_both<Bf16, 8, 2, 8>(*of); return 0;
+    case 7: norm_both<Bf16, 8, 2, 16>(*of); return 0;
+    case 8: norm_both<float, 1, 16, 4>(*of); return 0;
     default: return 1;
   }
 }

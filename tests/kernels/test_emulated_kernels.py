@@ -70,7 +70,8 @@ def close(found, expected, dtype):
         (torch.float32, 1, 640, 3),
         (torch.bfloat16, 1, 1280, 3),
         (torch.bfloat16, 2, 2560, 2),
-        (torch.float32, 3, 333, 3),
+        (torch.bfloat16, 3, 5120, 2),
+        (torch.float32, 4, 333, 3),
     ],
 )
 @pytest.mark.parametrize(("is_rms", "rate"), [(False, 0.3), (True, 0.0)])
