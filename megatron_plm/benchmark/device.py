@@ -73,6 +73,8 @@ def free_memory(device: torch.device) -> None:
 def gpu_in_table(name: str, memory: float) -> Gpu | None:
     """The planner's figures of the GPU that torch calls so and that has so many bytes; None of one it doesn't know."""
     words = name.lower().replace("-", " ").split()
+    if {"h100", "pcie"} <= set(words):  # of other clocks and fewer units than the one of the table
+        return None
     for known, gpu in GPUS.items():
         model = known.split("-")[0]
         if model in words and 0.9 < memory / gpu.memory < 1.15:

@@ -187,6 +187,7 @@ def test_the_bars_are_those_of_the_issue():
     [
         ("NVIDIA H200", 150.8, 989),
         ("NVIDIA H100 80GB HBM3", 85, 989),
+        ("NVIDIA H100 PCIe", 85, None),
         ("NVIDIA A100-SXM4-80GB", 85, 312),
         ("NVIDIA A100-SXM4-40GB", 42.3, 312),
         ("NVIDIA L4", 24, 121),
