@@ -54,7 +54,7 @@ void attend(const Shape& shape, const Forward& t, int threads) {
     for_each_head(shape, threads, [&](const Head& head, std::int64_t token, std::int64_t n) {
         const std::int64_t place = n * shape.tokens() + token;
         chosen.attend(head, {rows(t.q, token, n), rows(t.k, token, n), rows(t.v, token, n), rows(t.out, token, n),
-                              t.maxima + place, t.sums + place});
+                             t.maxima + place, t.sums + place});
     });
 }
 
@@ -62,9 +62,10 @@ void attend_backward(const Shape& shape, const Backward& t, int threads) {
     const Kernels& chosen = kernels();
     for_each_head(shape, threads, [&](const Head& head, std::int64_t token, std::int64_t n) {
         const std::int64_t place = n * shape.tokens() + token;
-        chosen.attend_backward(head, {rows(t.q, token, n), rows(t.k, token, n), rows(t.v, token, n), rows(t.out, token, n),
-                               rows(t.dout, token, n), t.maxima + place, t.sums + place, rows(t.dq, token, n),
-                               rows(t.dk, token, n), rows(t.dv, token, n)});
+        chosen.attend_backward(
+            head, {rows(t.q, token, n), rows(t.k, token, n), rows(t.v, token, n), rows(t.out, token, n),
+                   rows(t.dout, token, n), t.maxima + place, t.sums + place, rows(t.dq, token, n),
+                   rows(t.dk, token, n), rows(t.dv, token, n)});
     });
 }
 

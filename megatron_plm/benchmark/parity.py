@@ -42,8 +42,22 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
         raise UserError(
             f"--only {' '.join(options.only)}: no such layout; there are {', '.join(c.name for c in CASES)}"
         )
+    cases = [case for case in cases if _runs_here(case, say)]
     shared = [*shlex.split(SHAPE), "--train-iters", str(options.steps), "--data-path", options.data_path]
     return {"cases": compare(cases, shared, options.steps, say), "bars": BARS}
+
+
+def _runs_here(case: Case, say: Callable[[str], None]) -> bool:
+    """Whether torch is new enough for the case."""
+    from megatron_plm.config.load import load_config
+    from megatron_plm.parallel.pipeline import check_schedule
+
+    try:
+        check_schedule(load_config([*case.words, "--data-path", "none"])[0].parallel)
+    except UserError as error:
+        say(f"{case.name}: left out, {error}")
+        return False
+    return True
 
 
 def compare(cases: Sequence[Case], shared: Sequence[str], steps: int, say: Callable[[str], None]) -> dict[str, Any]:

@@ -40,13 +40,13 @@ def cpu_steps(folder: Path, *, quick: bool) -> list[SuiteStep]:
     heads = ["--presets", "esm2-8m"] if quick else ["--presets", "esm2-8m", "esm2-35m"]
     return [
         _dataset(folder),
-        _measure("train", folder, (300, 360), quick, ["--data-path", data, "--presets", *shapes, *sizes, *rounds,
+        _measure("train", folder, (255, 360), quick, ["--data-path", data, "--presets", *shapes, *sizes, *rounds,
                                                       *seconds, *cpu, *(["--seq-length", "128"] if quick else [])]),
-        _measure("embed", folder, (70, 110), quick, ["--input", fasta, "--preset", shapes[0], *sizes, *rounds,
+        _measure("embed", folder, (60, 110), quick, ["--input", fasta, "--preset", shapes[0], *sizes, *rounds,
                                                      *seconds]),
-        _measure("data", folder, (110, 170), quick, ["--input", str(_EXAMPLES / "pretrain_train.fasta.gz"), *megabytes,
+        _measure("data", folder, (95, 170), quick, ["--input", str(_EXAMPLES / "pretrain_train.fasta.gz"), *megabytes,
                                                      *rounds, *loader_seconds]),
-        _measure("checkpoint", folder, (50, 80), quick, ["--data-path", data, *checkpoint, *cpu]),
+        _measure("checkpoint", folder, (35, 80), quick, ["--data-path", data, *checkpoint, *cpu]),
         _measure("attention", folder, (40, 60), quick, ["--input", fasta, *heads, *rounds, *cpu]),
     ]  # fmt: skip
 

@@ -13,7 +13,6 @@ the lengths of the dataset's proteins), over the GPU's dense peak (plan/hardware
 
 import argparse
 import functools
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -167,8 +166,8 @@ class _Preset:
                     failed[side] = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
                     self._say(f"{self._preset}, {side} failed: {failed[side]}")
                 else:
-                    share = statistics.median(speeds[side]) * flops / peak_flops if peak_flops else math.nan
-                    self._say(f"{self._preset}, {side}: MFU {100 * share:.1f} %")
+                    share = f"{100 * statistics.median(speeds[side]) * flops / peak_flops:.1f} %" if peak_flops else "?"
+                    self._say(f"{self._preset}, {side}: MFU {share}")
                 free_memory(device)
         found = {
             "failed": failed,
@@ -252,7 +251,8 @@ class _Preset:
         options = self._options
         words = ["train", "--data-path", options.data_path, "--presets", self._preset, "--sides", side,
                  "--seq-length", options.seq_length, "--device", "cpu", "--rounds", 1, "--seconds", 0.01,
-                 "--rows", self._config.training.micro_batch_size, "--peer-batch-sizes", self._sizes[side],
+                 "--rows", self._config.training.micro_batch_size, "--micro-batches", options.micro_batches,
+                 "--peer-batch-sizes", self._sizes[side],
                  "--seed", options.seed]  # fmt: skip
         if options.dtype:
             words += ["--dtype", options.dtype]

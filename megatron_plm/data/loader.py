@@ -33,11 +33,11 @@ _SEGMENTS_OF_A_ROW = 4  # for which a batch's cu_seqlens has room at least, on a
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of fixed shape: B rows of L tokens, at most M labels a row and S segments a row.
+    """Rows of fixed shape: B rows of L tokens, at most M labels a row; of `cu_seqlens` alone the length may change.
 
     A token outside every protein is padding: token `<pad>`, segment 0. `cu_seqlens` cuts the B·L tokens of the rows,
     laid end to end, into segments for attention; padding forms segments of its own, and unused entries repeat B·L.
-    There are `segment_room` segments, so that batches of a run have one length of it, and seldom another.
+    It has room for `segment_room` segments at most, so that nearly all batches of a run agree on its length.
     """
 
     tokens: Tensor  # int64 [B, L], corrupted

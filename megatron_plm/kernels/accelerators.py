@@ -37,6 +37,8 @@ _INSTALL = {
     "flash_attn_3": "build https://github.com/Dao-AILab/flash-attention in its folder hopper",
 }
 _COMPILED = ("fused_layer_norm_cuda", "amp_C")  # modules of an apex that was built with its CUDA extensions
+_FA3 = "FA3"  # torch's name of it
+_activated: set[str] = set()  # by this module: another's choice is left alone
 _HOPPER = 9  # the compute capability that FlashAttention-3 is written for
 
 # Attention inside each sequence, of q, k, v [T, N, H], cu_seqlens, the longest length, causal, dropout; [T, N, H].
@@ -123,13 +125,15 @@ def attention_by(package: str) -> VarlenAttention | None:
 
     Raises UserError where the package can't be imported.
     """
-    if current_flash_attention_impl():
+    if current_flash_attention_impl() == _FA3 and _activated:
         restore_flash_attention_impl()
+        _activated.clear()
     if package == "flash_attn":
         return _flash_varlen(package)
     if package == "flash_attn_3":
         _find_attention(package)
-        activate_flash_attention_impl("FA3")
+        activate_flash_attention_impl(_FA3)
+        _activated.add(package)
     return None
 
 

@@ -47,7 +47,7 @@ def fused_path(device: torch.device) -> str:
     """In words, what computes the fused ops on `device`."""
     if device.type == "cuda" and load_cuda_kernels():
         return "CUDA kernels"
-    return "their references in PyTorch (slower than none: the kernels are for CUDA)"
+    return "their references in PyTorch, but for the rotation (slower than none: the kernels are for CUDA)"
 
 
 def wide(x: Tensor) -> Tensor:

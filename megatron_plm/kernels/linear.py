@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from megatron_plm.kernels import cpu
 
@@ -49,7 +50,7 @@ def linear_path(device: torch.device, dtype: torch.dtype, *, cut: bool = False, 
         return "torch.compile's choice in the blocks, oneDNN in the head, in float32"
     if cut:
         return "torch in the blocks (slower: oneDNN's op knows no shared-out matrices), oneDNN in the head, in float32"
-    return "oneDNN, in float32"
+    return "oneDNN, in float32" + ("" if cpu.compiled else " (slower: csrc/cpu was not built)")
 
 
 def _is_plain_fp32(tensor: Tensor) -> bool:
@@ -70,6 +71,7 @@ class _OneDnnLinear(torch.autograd.Function):
         return _matmul_transposed(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         (dy,) = gradients
@@ -85,9 +87,9 @@ class _OneDnnLinear(torch.autograd.Function):
 
 
 def transposed(x_MN: Tensor, *, with_sums: bool) -> tuple[Tensor, Tensor | None]:
-    """x with rows and columns exchanged, [N, M] and contiguous, and on request the sums of its columns, [N]: in
-    float32, on the CPU by one pass of csrc/cpu in all threads."""
-    if not cpu.has_cpu_kernels(x_MN.device, x_MN.dtype):
+    """x with rows and columns exchanged, [N, M] and contiguous, and on request the sums of its columns, [N]. On the CPU
+    in float32 that is one pass of csrc/cpu, in all threads."""
+    if not (_is_plain_fp32(x_MN) and cpu.has_cpu_kernels(x_MN.device, x_MN.dtype)):
         return x_MN.t().contiguous(), x_MN.sum(0) if with_sums else None
     x_MN = x_MN.contiguous()
     M, N = x_MN.shape

@@ -53,6 +53,14 @@ def _reference(qkv: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor) -> tu
     return q, k, v
 
 
+def rotary_path(device: torch.device, dtype: torch.dtype) -> str:
+    """In words, what computes `rotated` over `dtype` on `device`."""
+    if cpu.has_cpu_kernels(device, dtype):
+        return "one pass on the CPU, in float32"
+    missing = device.type == "cpu" and dtype == torch.float32
+    return "torch (slower: csrc/cpu was not built)" if missing else "torch"
+
+
 _bias_rotary = torch.library.custom_op(
     "megatron_plm::bias_rotary",
     _reference,
@@ -65,8 +73,12 @@ _bias_rotary = torch.library.custom_op(
 def _(qkv: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if not cpu.has_cpu_kernels(qkv.device, qkv.dtype):
         return _reference(qkv, bias, cos, sin)
-    bias = None if bias is None else bias.contiguous()
     q, k, v = _shapes(qkv)
+    qkv, cos, sin = (x.contiguous() for x in (qkv, cos, sin))
+    if bias is not None:
+        assert bias.numel() == qkv.shape[1:].numel(), bias.shape
+        assert bias.dtype == torch.float32, bias.dtype
+        bias = bias.contiguous()
     cpu.compiled.rotate(
         **_sizes(q, cos, sin),
         qkv=qkv.data_ptr(),
@@ -110,6 +122,9 @@ def _(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, has_bias: bo
     if not cpu.has_cpu_kernels(dq.device, dq.dtype):
         return _backward_reference(dq, dk, dv, cos, sin, has_bias)
     T, N, H = dq.shape
+    assert dk.shape == dv.shape == dq.shape
+    assert dk.dtype == dv.dtype == torch.float32, (dk.dtype, dv.dtype)
+    dq, dk, dv, cos, sin = (x.contiguous() for x in (dq, dk, dv, cos, sin))
     du = dq.new_empty((T, N, 3, H))
     cpu.compiled.rotate_backward(
         **_sizes(dq, cos, sin), dq=dq.data_ptr(), dk=dk.data_ptr(), dv=dv.data_ptr(), dqkv=du.data_ptr()
@@ -119,6 +134,8 @@ def _(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, has_bias: bo
 
 def _sizes(x_TNH: Tensor, cos: Tensor, sin: Tensor) -> dict[str, int]:
     T, N, H = x_TNH.shape
+    assert H % 2 == 0, "a head of pairs"
+    assert cos.shape == sin.shape == (T, H), (cos.shape, sin.shape)
     assert cos.dtype == sin.dtype == torch.float32, (cos.dtype, sin.dtype)
     return {"tokens": T, "heads": N, "head_size": H, "cosines": cos.data_ptr(), "sines": sin.data_ptr(),
             "threads": torch.get_num_threads()}  # fmt: skip

@@ -107,8 +107,8 @@ def check_schedule(options: ParallelOptions) -> None:
         # Of older ones 2.11 was tried. It cannot divide the backward pass of a function of our own, such as the linear
         # map by oneDNN or a fused op, and sends to the process itself, which gloo can't.
         raise UserError(
-            f"--pipeline-schedule zbv: torch {torch.__version__} cannot run it with all that a block computes; install "
-            "torch 2.13 or later, or choose interleaved"
+            f"--pipeline-schedule zbv needs torch 2.13, and this is {torch.__version__}; install a newer one, or "
+            "choose interleaved"
         )
 
 

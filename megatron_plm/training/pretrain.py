@@ -22,6 +22,7 @@ from megatron_plm.invocation import EXIT_CODE_FILE, command_line, typeable
 from megatron_plm.kernels.accelerators import TORCH, require_accelerators
 from megatron_plm.kernels.library import fused_path, require_kernels
 from megatron_plm.kernels.linear import linear_path
+from megatron_plm.kernels.rotary import rotary_path
 from megatron_plm.machine import package_versions, processor_name
 from megatron_plm.memory import keep_freed_memory
 from megatron_plm.model.attention import attention_path
@@ -203,6 +204,8 @@ def _description(run: Run, argv: Sequence[str]) -> dict[str, Any]:
     )
     maps = linear_path(world.device, dtype, cut=world.layout.tp > 1, compiled=training.compile)
     others = [f"fused ops: {fused_path(world.device)}"] if training.fused_kernels else []
+    if run.config.model.position_embedding_type == "rope" and not training.fused_kernels:
+        others.append(f"rotation: {rotary_path(world.device, dtype)}")
     chosen = {"norms": training.norm_implementation, "AdamW": training.optimizer_implementation}
     others += [f"{what}: {package}" for what, package in chosen.items() if package != TORCH]
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else processor_name()

@@ -103,7 +103,9 @@ def assert_batch_holds(batch, rows, datasets, options, tokenizer, *, objective, 
         assert batch.label_index[b].tolist() == index + [0] * unused
         assert batch.label_id[b].tolist() == label + [-100] * unused
         cuts += [(b + 1) * row_tokens] * bool(cuts[-1] != (b + 1) * row_tokens)
-    cuts += [num_rows * row_tokens] * (len(batch.cu_seqlens) - len(cuts))
+    room = 1 << (max(len(cuts) - 1, 4 * num_rows) - 1).bit_length()  # of segments: the next power of two
+    most = num_rows * (max(1, row_tokens // 8) + 1) if options.row_layout == "packed" else 2 * num_rows
+    cuts += [num_rows * row_tokens] * (min(room, most) + 1 - len(cuts))
     assert batch.cu_seqlens.tolist() == cuts
     assert (batch.num_tokens, batch.num_labels) == (num_tokens, num_labels)
 

@@ -46,6 +46,30 @@ def test_bitwise_the_same_with_any_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
 
 
+@pytest.mark.parametrize("wrong", ["bias", "cos", "sin", "shorter", "odd"])
+def test_what_the_kernel_would_misread_is_refused(wrong):
+    T, N, H = 6, 2, 7 if wrong == "odd" else 8
+    qkv, bias, cos, sin = given(T, N, H)
+    changed = {"bias": bias.bfloat16(), "cos": cos.double(), "sin": sin[:1]}
+    arguments = {"qkv": qkv, "bias": bias, "cos": cos, "sin": sin} | {k: v for k, v in changed.items() if k == wrong}
+    if wrong == "shorter":
+        arguments["bias"] = bias[:-1]
+    with pytest.raises(AssertionError):
+        torch.ops.megatron_plm.bias_rotary(**arguments)
+
+
+def test_the_ops_take_tensors_in_any_order_of_memory():
+    qkv, bias, cos, sin = given(10, 4, 8)
+    plain = torch.ops.megatron_plm.bias_rotary(qkv, bias, cos, sin)
+    turned = qkv.transpose(0, 1).contiguous().transpose(0, 1)
+    for ours, theirs in zip(torch.ops.megatron_plm.bias_rotary(turned, bias, cos, sin), plain, strict=True):
+        assert torch.equal(ours, theirs)
+    others = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in plain]
+    backward = torch.ops.megatron_plm.bias_rotary_backward
+    for ours, theirs in zip(backward(*others, cos, sin, True), backward(*plain, cos, sin, True), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("built", [True, False])
 def test_the_models_rotation_is_the_same_with_the_kernel_and_without(built, monkeypatch):
     qkv, _, cos, sin = given(50, 2, 8)

@@ -74,6 +74,7 @@ def test_no_op_of_a_step_reads_a_value(run, dropout, monkeypatch):
 
 
 def test_every_batch_has_the_same_shapes_and_the_same_longest_length(run):
+    """These batches also agree on the room for segments, which others may not: tests/model/test_compile.py."""
     shapes = set()
     for step in first_steps(run, 6):
         for batch in step.micro_batches:
