@@ -139,7 +139,7 @@ def _profile_step(folder: Path, data: str, *, quick: bool) -> SuiteStep:
 def _test_step(folder: Path) -> list[SuiteStep]:
     """The tests that need a GPU."""
     files = [path for path in sorted((REPOSITORY / "tests").rglob("test_*.py")) if _GPU_TESTS in path.read_text()]
-    if not all(map(find_spec, ("pytest", "hypothesis"))):
+    if not all(map(find_spec, ("pytest", "pytest_timeout", "hypothesis"))):
         return []
     words = (sys.executable, "-m", "pytest", "-rs", "-m", "gpu", *(str(path) for path in files))
     return [SuiteStep("tests", (*words, f"--junitxml={folder / 'tests.xml'}"), 35, 90)]
