@@ -77,13 +77,13 @@ def gpu_steps(folder: Path, *, quick: bool) -> list[SuiteStep]:
         *_kernel_steps(folder, quick=quick),
         train("train-650m-fused", of_650m, "fused fused_compiled", (60, 110)),
         _profile_step(folder, data, quick=quick),
+        *(peers if find_spec("transformers") and not quick else []),
         *_test_step(folder),
         _measure("checkpoint", folder, (20, 60), quick, ["--data-path", data, *saved, "--rounds", "1",
                                                          "--directory", str(folder)]),
         _measure("data", folder, (15, 40), quick, ["--input", fasta, "--no-peer", "--rounds", "1",
                                                    "--megabytes", "2" if quick else "256",
                                                    "--seconds", "0.1" if quick else "1"], is_judged=False),
-        *(peers if find_spec("transformers") and not quick else []),
     ]  # fmt: skip
 
 
