@@ -28,18 +28,12 @@ std::vector<std::int64_t> by_length(const Shape& shape) {
 // Calls work(head, first token, number of the head) for every sequence and head.
 template <typename Work>
 void for_each_head(const Shape& shape, int threads, const Work& work) {
-    struct Context {
-        const Shape& shape;
-        const Work& work;
-        std::vector<std::int64_t> order;
-    } context{shape, work, by_length(shape)};
-    const auto run = [](void* pointer, std::int64_t task) {
-        const Context& c = *static_cast<const Context*>(pointer);
-        const std::int64_t sequence = c.order[static_cast<std::size_t>(task / c.shape.heads)];
-        const std::int64_t begin = c.shape.cuts[sequence], length = c.shape.cuts[sequence + 1] - begin;
-        c.work(Head{length, c.shape.head_size, c.shape.scale, c.shape.causal}, begin, task % c.shape.heads);
-    };
-    share_out(static_cast<std::int64_t>(context.order.size()) * shape.heads, threads, run, &context);
+    const std::vector<std::int64_t> order = by_length(shape);
+    share_out(static_cast<std::int64_t>(order.size()) * shape.heads, threads, [&](std::int64_t task) {
+        const std::int64_t sequence = order[static_cast<std::size_t>(task / shape.heads)];
+        const std::int64_t begin = shape.cuts[sequence], length = shape.cuts[sequence + 1] - begin;
+        work(Head{length, shape.head_size, shape.scale, shape.causal}, begin, task % shape.heads);
+    });
 }
 
 template <typename Value>

@@ -16,16 +16,10 @@ constexpr std::int64_t TOKENS = 32;  // of one task
 // Calls work(token) for every token, from so many threads.
 template <typename Work>
 void for_each_token(std::int64_t tokens, int threads, const Work& work) {
-    struct Context {
-        std::int64_t tokens;
-        const Work& work;
-    } context{tokens, work};
-    const auto run = [](void* pointer, std::int64_t task) {
-        const Context& c = *static_cast<const Context*>(pointer);
-        const std::int64_t end = std::min(c.tokens, (task + 1) * TOKENS);
-        for (std::int64_t token = task * TOKENS; token < end; ++token) c.work(token);
-    };
-    share_out((tokens + TOKENS - 1) / TOKENS, threads, run, &context);
+    share_out((tokens + TOKENS - 1) / TOKENS, threads, [&](std::int64_t task) {
+        const std::int64_t end = std::min(tokens, (task + 1) * TOKENS);
+        for (std::int64_t token = task * TOKENS; token < end; ++token) work(token);
+    });
 }
 
 // to = x + bias, turned by the angles of one token; all of one head.

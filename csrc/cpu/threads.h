@@ -13,6 +13,13 @@ namespace megatron_plm {
 // thrown here, when all threads have stopped.
 void share_out(std::int64_t tasks, int threads, void (*work)(void* context, std::int64_t task), void* context);
 
+// The same of a function object: work(i).
+template <typename Work>
+void share_out(std::int64_t tasks, int threads, const Work& work) {
+    const auto run = [](void* context, std::int64_t task) { (*static_cast<const Work*>(context))(task); };
+    share_out(tasks, threads, run, const_cast<Work*>(&work));
+}
+
 // Which runtime that is: "OpenMP", or "threads of its own".
 const char* thread_pool();
 

@@ -6,16 +6,10 @@
 namespace megatron_plm {
 
 void transpose(const Matrix& from, float* to, float* sums, int threads) {
-    struct Context {
-        const Kernels& kernels;
-        const Matrix& from;
-        float *to, *sums;
-    } context{kernels(), from, to, sums};
-    const auto run = [](void* pointer, std::int64_t task) {
-        const Context& c = *static_cast<const Context*>(pointer);
-        c.kernels.transpose_columns(c.from, task * COLUMNS_OF_A_TASK, c.to, c.sums);
-    };
-    share_out((from.columns + COLUMNS_OF_A_TASK - 1) / COLUMNS_OF_A_TASK, threads, run, &context);
+    const Kernels& chosen = kernels();
+    share_out((from.columns + COLUMNS_OF_A_TASK - 1) / COLUMNS_OF_A_TASK, threads, [&](std::int64_t task) {
+        chosen.transpose_columns(from, task * COLUMNS_OF_A_TASK, to, sums);
+    });
 }
 
 }  // namespace megatron_plm

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from other_threads import with_threads
 
 from megatron_plm.kernels import cpu
 from megatron_plm.kernels.attention import cpu_attention
@@ -128,14 +129,7 @@ def test_its_threads_are_torchs():
 def test_bitwise_the_same_again_and_with_other_threads():
     lengths = [300, 17, 1, 120]
     given = inputs(lengths, 5, 16)
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 2, 3):
-            torch.set_num_threads(count)
-            results.append(ours(*given, lengths))
-    finally:
-        torch.set_num_threads(threads)
+    results = with_threads((1, 2, 2, 3), lambda: ours(*given, lengths))
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 

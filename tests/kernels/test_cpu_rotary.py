@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from other_threads import with_threads
 
 from megatron_plm.kernels import cpu
 from megatron_plm.kernels.rotary import _backward_reference, _reference, bias_rotary, rotated
@@ -34,14 +35,7 @@ def test_values_and_gradients_are_those_of_the_reference_in_float64(size, with_b
 
 def test_bitwise_the_same_with_any_number_of_threads():
     qkv, bias, cos, sin = given(300, 4, 16)
-    before = torch.get_num_threads()
-    try:
-        found = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(bias_rotary(qkv, bias, cos, sin))
-    finally:
-        torch.set_num_threads(before)
+    found = with_threads((1, 2, 3), lambda: bias_rotary(qkv, bias, cos, sin))
     for others in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
 

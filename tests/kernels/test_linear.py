@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from other_threads import with_threads
 
 from megatron_plm.kernels import cpu
 from megatron_plm.kernels import linear as module
@@ -76,13 +77,7 @@ def test_a_bias_is_trained_beside_a_frozen_weight():
 def test_rows_and_columns_are_exchanged_and_summed_alike_by_any_number_of_threads(shape, built, monkeypatch):
     monkeypatch.setattr(cpu, "compiled", cpu.compiled if built else None)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3) if built else (1,):
-            torch.set_num_threads(threads)
-            found.append(transposed(x, with_sums=True))
-    finally:
-        torch.set_num_threads(before)
+    found = with_threads((1, 2, 3) if built else (1,), lambda: transposed(x, with_sums=True))
     for out, sums in found:
         assert out.is_contiguous()
         assert torch.equal(out, x.t())
